@@ -1,0 +1,42 @@
+"""Fixtures and tolerances that every test shares.
+
+The process gets four logical CPU devices before TensorFlow starts, so that
+MirroredStrategy is tested for real; a test that needs another device layout
+runs in a process of its own.
+"""
+
+import keras
+import pytest
+import tensorflow as tf
+
+# Relative and absolute agreement of float32 results that were summed in
+# another order (replicas, microbatches, XLA).
+FLOAT32_ROUNDING = {"rtol": 2e-5, "atol": 2e-6}
+
+
+def pytest_configure(config):
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 4,
+    )
+
+
+@pytest.fixture(autouse=True)
+def fresh_global_state():
+    """Each test starts with one seed and float32, and leaves them so."""
+    keras.utils.set_random_seed(0)
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(params=[1, 2, 4], ids=lambda n: f"{n}-replicas")
+def strategy(request):
+    """MirroredStrategy over 1, 2 and 4 logical CPU devices."""
+    return mirrored(request.param)
+
+
+def mirrored(num_replicas):
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(num_replicas)]
+    )

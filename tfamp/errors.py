@@ -1,0 +1,16 @@
+"""The errors that tfamp raises on purpose.
+
+Everything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class InputError(ValueError):
+    """What the caller gave cannot be used; the message says what can.
+
+    One line: what came, what is allowed, and the fix if there is one. The
+    command line prints it without a traceback and exits with status 2.
+    """
+
+
+class LossScaleError(RuntimeError):
+    """Training cannot go on: the scale is at its floor and still overflows."""

@@ -1,0 +1,168 @@
+"""Gradients across replicas: sum them, judge them, rescale them.
+
+Everything here runs in the replica context of a `tf.distribute` strategy, or
+with no strategy at all. A gradient is a `tf.Tensor`, a `tf.IndexedSlices`
+(which stays one) or None, in the order of the variables it belongs to.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+Gradient = tf.Tensor | tf.IndexedSlices | None
+
+
+def all_reduce(
+    gradients: Sequence[Gradient],
+    overwrites: Sequence[bool],
+    dtype: str | None = None,
+) -> list[Gradient]:
+    """Sums gradients over all replicas, once, in as few calls as possible.
+
+    Args:
+        gradients: one per variable, of any shape, or None.
+        overwrites: one per variable: whether its "gradient" is its next value
+            (float8 scales and histories). Those are not sums of anything;
+            their replicas agree by maximum.
+        dtype: the dtype that crosses the wire, or None for the gradients' own.
+            The sums come back in the gradients' own dtype.
+
+    Returns:
+        The gradients, equal on every replica. Rows of an `IndexedSlices` that
+        name the same index are summed, so that squares and norms computed
+        from its values are those of the true gradient.
+    """
+    reduced = list(gradients)
+    summed = [
+        i
+        for i, (gradient, overwrite) in enumerate(
+            zip(gradients, overwrites, strict=True)
+        )
+        if gradient is not None and not overwrite
+    ]
+    agreed = [
+        i
+        for i, (gradient, overwrite) in enumerate(
+            zip(gradients, overwrites, strict=True)
+        )
+        if gradient is not None and overwrite
+    ]
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        sums = _sum([gradients[i] for i in summed], dtype)
+        for i, gradient in zip(summed, sums, strict=True):
+            reduced[i] = gradient
+        maxima = _maximum([gradients[i] for i in agreed])
+        for i, gradient in zip(agreed, maxima, strict=True):
+            reduced[i] = gradient
+    return [
+        _sum_duplicate_rows(gradient)
+        if isinstance(gradient, tf.IndexedSlices)
+        else gradient
+        for gradient in reduced
+    ]
+
+
+def all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
+    """Whether no gradient holds inf or NaN: a boolean scalar."""
+    flags = [
+        tf.reduce_all(tf.math.is_finite(_values(gradient)))
+        for gradient in gradients
+        if gradient is not None
+    ]
+    return tf.reduce_all(tf.stack(flags)) if flags else tf.constant(True)
+
+
+def multiply(gradient: Gradient, factor: tf.Tensor) -> Gradient:
+    """`gradient * factor`, computed in float32 or better.
+
+    A 16-bit gradient (of a 16-bit variable) becomes float32: divided by its
+    scale it may be too small for the dtype it came in.
+    """
+
+    def scaled(values: tf.Tensor) -> tf.Tensor:
+        if values.dtype.size < tf.float32.size:
+            values = tf.cast(values, tf.float32)
+        return values * tf.cast(factor, values.dtype)
+
+    return map_values(scaled, gradient)
+
+
+def map_values(
+    function: Callable[[tf.Tensor], tf.Tensor], gradient: Gradient
+) -> Gradient:
+    """Applies a function to a gradient's values; None stays None."""
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(
+            function(gradient.values), gradient.indices, gradient.dense_shape
+        )
+    return function(gradient)
+
+
+def _values(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
+    is_sparse = isinstance(gradient, tf.IndexedSlices)
+    return gradient.values if is_sparse else gradient
+
+
+def _sum(gradients: list[Gradient], dtype: str | None) -> list[Gradient]:
+    if not gradients:
+        return []
+    own_dtypes = [gradient.dtype for gradient in gradients]
+    if dtype is not None:
+        gradients = [
+            map_values(lambda values: tf.cast(values, dtype), gradient)
+            for gradient in gradients
+        ]
+    replica = tf.distribute.get_replica_context()
+    sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+    return [
+        map_values(lambda values, own=own: tf.cast(values, own), gradient)
+        for gradient, own in zip(sums, own_dtypes, strict=True)
+    ]
+
+
+def _maximum(values: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The elementwise maximum over replicas, in one collective."""
+    if not values:
+        return []
+    packed = tf.concat(
+        [tf.reshape(tf.cast(value, tf.float32), [-1]) for value in values], 0
+    )
+    # tf.distribute reduces by SUM and MEAN only; a maximum goes by gathering.
+    replica = tf.distribute.get_replica_context()
+    gathered = replica.all_gather(packed[tf.newaxis], axis=0)
+    maxima = tf.reduce_max(gathered, axis=0)
+    sizes = [value.shape.num_elements() for value in values]
+    return [
+        tf.cast(tf.reshape(part, value.shape), value.dtype)
+        for part, value in zip(tf.split(maxima, sizes), values, strict=True)
+    ]
+
+
+def _sum_duplicate_rows(slices: tf.IndexedSlices) -> tf.IndexedSlices:
+    """Adds rows of one index together; shapes stay static, as XLA wants.
+
+    As many rows come out as went in: those left over hold zeros at an index
+    that is already there, and change nothing.
+    """
+    order = tf.argsort(slices.indices)
+    indices = tf.gather(slices.indices, order)
+    is_first = tf.concat(
+        [
+            tf.ones_like(indices[:1]),
+            tf.cast(indices[1:] != indices[:-1], indices.dtype),
+        ],
+        axis=0,
+    )
+    segments = tf.cumsum(is_first) - 1
+    rows = tf.size(indices)
+    values = tf.math.unsorted_segment_sum(
+        tf.gather(slices.values, order), segments, rows
+    )
+    lowest = tf.reduce_min(indices)
+    unique = tf.math.unsorted_segment_max(indices, segments, rows)
+    is_used = tf.range(rows, dtype=segments.dtype) <= tf.reduce_max(segments)
+    return tf.IndexedSlices(
+        values, tf.where(is_used, unique, lowest), slices.dense_shape
+    )

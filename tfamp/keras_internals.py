@@ -1,0 +1,131 @@
+"""Every private detail of Keras that tfamp leans on, one function each.
+
+Keras 3 has no public way to do these things. tests/test_keras_internals.py
+fails when a new Keras moves one of them, before a user's training does.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import keras
+
+
+@contextlib.contextmanager
+def gradients_already_reduced(
+    optimizer: keras.optimizers.Optimizer,
+) -> Iterator[None]:
+    """Within it, the optimizer takes its gradients as they are.
+
+    Keras optimizers sum gradients over replicas inside `apply`, after they
+    clipped them. tfamp reduces first, and a second sum would multiply the
+    gradient by the number of replicas.
+    """
+    optimizers = [optimizer, *getattr(optimizer, "optimizers", ())]
+    for each in optimizers:
+        object.__setattr__(each, "_all_reduce_sum_gradients", list)
+    try:
+        yield
+    finally:
+        for each in optimizers:
+            object.__delattr__(each, "_all_reduce_sum_gradients")
+
+
+@contextlib.contextmanager
+def average_overwrite_deferred(
+    optimizer: keras.optimizers.Optimizer,
+) -> Iterator[int | None]:
+    """Yields `ema_overwrite_frequency`, which `apply` ignores meanwhile.
+
+    Keras overwrites the weights with their averages in a `tf.cond` of the
+    replica context, which fails under a strategy of several replicas.
+    """
+    frequency = optimizer.ema_overwrite_frequency
+    object.__setattr__(optimizer, "ema_overwrite_frequency", None)
+    try:
+        yield frequency
+    finally:
+        object.__setattr__(optimizer, "ema_overwrite_frequency", frequency)
+
+
+def moving_averages(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Pairs of a trainable variable and its moving average (`use_ema`)."""
+    return [
+        (variable, average)
+        for variable, average in zip(
+            optimizer._trainable_variables,
+            optimizer._model_variables_moving_average,
+            strict=True,
+        )
+        if average is not None
+    ]
+
+
+def overwrites_with_gradient(variable: keras.Variable) -> bool:
+    """Whether the variable's "gradient" is its next value (float8 scales)."""
+    return getattr(variable, "overwrite_with_gradient", False)
+
+
+def build_everything(model: keras.Model, element_spec) -> None:
+    """Creates all variables of a model, its metrics, loss and optimizer.
+
+    Inside a traced distributed step it is too late for that. Keras does the
+    same before its own first step. Call it in the strategy's scope.
+
+    Args:
+        model: a compiled model.
+        element_spec: specs of one batch, `(x, y, sample_weight)` or less.
+    """
+    model._symbolic_build(data_batch=element_spec)
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
+    """The mean that a compiled model reports as `loss`."""
+    return model._loss_tracker
+
+
+def replace_optimizer(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer
+) -> None:
+    """Gives a compiled model another optimizer, also in what it saves."""
+    model.optimizer = optimizer
+    model._compile_config.config["optimizer"] = optimizer
+
+
+def mask_of(tensor):
+    """The mask that a layer attached to its output, or None.
+
+    It is an attribute of the Python object, so that a `tf.function` loses it.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
+def attach_mask(tensor, mask) -> None:
+    """Attaches a mask as a layer would."""
+    if mask is not None:
+        tensor._keras_mask = mask
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a layer holds itself, not those that they hold.
+
+    `Model.layers` is public, but a layer that is no model has no such list.
+    """
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def run_symbolically(function: Callable, *args, **kwargs) -> None:
+    """Calls a function on placeholders in place of its `KerasTensor`s.
+
+    Layers run their real `call`, so that tensors have the dtypes they will
+    have in training; `compute_output_spec` of a functional model instead
+    repeats the dtypes of the day it was built. Variables and seeds keep their
+    values.
+    """
+    keras.src.backend.compute_output_spec(function, *args, **kwargs)
+
+
+def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The model and all layers in it, at any depth, each once."""
+    return model._flatten_layers()

@@ -1,0 +1,479 @@
+"""Loss scaling that takes one decision for all replicas.
+
+float16 gradients below 2^-24 are zero. Multiplying the loss by a scale lifts
+them; the optimizer divides it out again in float32. A scale that is too high
+makes a gradient inf: that step is skipped and the scale halved. (Micikevicius
+et al. 2018, "Mixed Precision Training", section 3.2.)
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfamp import gradients as gradients_lib
+from tfamp import keras_internals
+from tfamp.errors import InputError
+
+
+class ScaleRule(NamedTuple):
+    """How a dynamic scale moves; all factors and bounds are powers of two."""
+
+    growth_factor: float
+    backoff_factor: float
+    growth_steps: int
+    min_scale: float
+    max_scale: float
+    hysteresis: int
+
+
+class ScaleState(NamedTuple):
+    """What loss scaling remembers from one step to the next; all scalars.
+
+    scale: float32, what the loss is multiplied by.
+    clean_steps: finite steps since the scale last moved or a step overflowed.
+    tolerance: overflows that remain until the scale backs off.
+    skipped_steps: non-finite steps so far.
+    consecutive_skips: non-finite steps since the last finite one.
+    """
+
+    scale: keras.KerasTensor
+    clean_steps: keras.KerasTensor
+    tolerance: keras.KerasTensor
+    skipped_steps: keras.KerasTensor
+    consecutive_skips: keras.KerasTensor
+
+
+def count_step(state: ScaleState, finite) -> ScaleState:
+    """The state after a step, of a scale that stays where it is."""
+    skipped = ops.cast(ops.logical_not(finite), state.skipped_steps.dtype)
+    return state._replace(
+        skipped_steps=state.skipped_steps + skipped,
+        consecutive_skips=(state.consecutive_skips + skipped) * skipped,
+    )
+
+
+def move_scale(state: ScaleState, finite, rule: ScaleRule) -> ScaleState:
+    """The state after a step, of a dynamic scale.
+
+    Args:
+        state: before the step.
+        finite: boolean scalar, whether all gradients were finite.
+        rule: how the scale moves.
+
+    Returns:
+        The state after the step. The scale stays within
+        `[min_scale, max_scale]`, whatever the sequence of steps.
+    """
+    overflow = ops.logical_not(finite)
+    clean_steps = ops.where(finite, state.clean_steps + 1, 0)
+    tolerance = ops.where(finite, state.tolerance, state.tolerance - 1)
+    grows = clean_steps >= rule.growth_steps
+    backs_off = ops.logical_and(overflow, tolerance <= 0)
+    factor = ops.where(
+        grows,
+        rule.growth_factor,
+        ops.where(backs_off, rule.backoff_factor, 1.0),
+    )
+    scale = ops.clip(
+        state.scale * ops.cast(factor, state.scale.dtype),
+        rule.min_scale,
+        rule.max_scale,
+    )
+    return count_step(state, finite)._replace(
+        scale=scale,
+        clean_steps=ops.where(grows, 0, clean_steps),
+        # Overflows in a row at a scale far too high must not each be borne
+        # again: the tolerance comes back with growth only.
+        tolerance=ops.where(grows, rule.hysteresis, ops.maximum(tolerance, 0)),
+    )
+
+
+@keras.saving.register_keras_serializable(package="tfamp")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Scales the loss, and applies or skips each step on all replicas alike.
+
+    One step: sum the gradients over replicas; look once whether the sums are
+    finite; unscale them in float32; apply them with the inner optimizer, or
+    skip. The inner optimizer clips, decays and averages the true global
+    gradient. A skipped step leaves weights, moments, averages and `iterations`
+    as they were, bit for bit.
+
+    Works in `tfamp.fit`, in `keras.Model.fit`, and in hand-written loops, in
+    the replica context of any strategy. There it must be built in the
+    strategy's scope before the first traced step; `tfamp.fit` and
+    `keras.Model.fit` see to that.
+
+    Args:
+        inner_optimizer: the `keras.optimizers.Optimizer` to wrap.
+        initial_scale: the first loss scale.
+        growth_factor: multiplies the scale after clean steps.
+        backoff_factor: multiplies the scale at an overflow.
+        dynamic_growth_steps: clean steps in a row until the scale grows.
+        min_scale: the floor.
+        max_scale: the ceiling.
+        hysteresis: overflows that it takes to back off; the count starts
+            again when the scale grows.
+        dynamic: False keeps the scale at `initial_scale`; non-finite steps
+            are skipped and counted all the same.
+        name: name of the optimizer.
+        **base_arguments: refused, as by Keras, with the advice to set them on
+            `inner_optimizer`; their defaults occur in old saved configs.
+
+    Attributes:
+        dynamic_scale: float32 variable, the current loss scale.
+        skipped_steps: integer variable, steps skipped so far.
+        consecutive_skips: integer variable, steps skipped since the last
+            applied one.
+        iterations: integer variable, steps applied so far.
+        all_reduce_dtype: None, "float16" or "bfloat16": the dtype in which
+            gradients cross between replicas.
+
+    Raises:
+        InputError: for a scale or factor that is no power of two (only those
+            scale exactly), or bounds that contradict each other.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        initial_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        dynamic_growth_steps: int = 2000,
+        min_scale: float = 1.0,
+        max_scale: float = 2.0**24,
+        hysteresis: int = 1,
+        dynamic: bool = True,
+        name: str | None = None,
+        **base_arguments,
+    ):
+        if isinstance(inner_optimizer, keras.optimizers.LossScaleOptimizer):
+            raise InputError(
+                f"{type(inner_optimizer).__name__} scales the loss already; "
+                "wrap its inner_optimizer instead."
+            )
+        super().__init__(
+            inner_optimizer,
+            initial_scale=float(initial_scale),
+            dynamic_growth_steps=dynamic_growth_steps,
+            name=name,
+            **base_arguments,
+        )
+        self.rule = ScaleRule(
+            float(growth_factor),
+            float(backoff_factor),
+            dynamic_growth_steps,
+            float(min_scale),
+            float(max_scale),
+            hysteresis,
+        )
+        self.dynamic = dynamic
+        _check_rule(self.initial_scale, self.rule, dynamic)
+        self._all_reduce_dtype = None
+        # Replicas compute these alike, each for itself: aggregation "none".
+        self.dynamic_scale = self.add_variable(
+            (),
+            keras.initializers.Constant(self.initial_scale),
+            dtype="float32",
+            name="dynamic_scale",
+        )
+        self.step_counter = self._add_counter("step_counter", 0)
+        self.tolerance = self._add_counter("tolerance", hysteresis)
+        self.skipped_steps = self._add_counter("skipped_steps", 0)
+        self.consecutive_skips = self._add_counter("consecutive_skips", 0)
+
+    @property
+    def all_reduce_dtype(self) -> str | None:
+        return self._all_reduce_dtype
+
+    @all_reduce_dtype.setter
+    def all_reduce_dtype(self, dtype: str | None):
+        if dtype not in (None, "float32", "float16", "bfloat16"):
+            raise InputError(
+                f"Unknown all_reduce_dtype {dtype!r}; expected None, "
+                "'float32', 'float16' or 'bfloat16'."
+            )
+        self._all_reduce_dtype = dtype
+
+    def build(self, var_list: Sequence[keras.Variable]) -> None:
+        """Creates the inner optimizer's variables, in the current scope."""
+        if self.inner_optimizer.gradient_accumulation_steps and _replicas() > 1:
+            raise InputError(
+                "gradient_accumulation_steps works on one replica only, and "
+                f"the strategy has {_replicas()}; use "
+                "tfamp.fit(microbatches=...) instead."
+            )
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(var_list)
+        # Keras's own LossScaleOptimizer.build would add its two variables
+        # again; the base class only records the variables.
+        super(keras.optimizers.LossScaleOptimizer, self).build(var_list)
+
+    def scale_loss(self, loss):
+        """`loss` times the scale, in float32: 16 bits cannot hold 65536."""
+        if self._scale_is_one:
+            return loss
+        return ops.cast(loss, "float32") * self._scale()
+
+    def apply(self, grads, trainable_variables=None) -> None:
+        """Applies scaled gradients, or skips the step, on all replicas.
+
+        Args:
+            grads: one scaled gradient per variable, dense or
+                `tf.IndexedSlices` or None, of this replica alone.
+            trainable_variables: the variables, in the same order; None for
+                those that the optimizer was built with.
+
+        Raises:
+            ValueError: outside of a replica context, or for variables that
+                the optimizer was not built with.
+        """
+        if len(grads) == 0:
+            return
+        if tf.distribute.in_cross_replica_context():
+            raise ValueError(
+                "apply() was called outside of the replica context; call it "
+                "in the function that you pass to strategy.run()."
+            )
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if not self.built:
+                self.build(trainable_variables)
+        variables = trainable_variables or self._trainable_variables
+        overwrites = [
+            keras_internals.overwrites_with_gradient(v) for v in variables
+        ]
+        reduced = gradients_lib.all_reduce(
+            grads, overwrites, self.all_reduce_dtype
+        )
+        finite = gradients_lib.all_finite(reduced)
+        unscaled = self._unscale(reduced, overwrites)
+        if tf.__internal__.distribute.strategy_supports_no_merge_call():
+            # XLA on GPUs, TPU: replicas run on their own; the flag is the
+            # same on each, and no branch holds a collective.
+            self._apply_if(finite, unscaled, variables)
+        else:
+            # The inner optimizer updates in cross-replica context, which a
+            # tf.cond in replica context cannot enter: branch around it.
+            tf.distribute.get_replica_context().merge_call(
+                self._apply_if_everywhere, args=(finite, unscaled, variables)
+            )
+        self._record(finite)
+
+    def finalize_variable_values(self, var_list) -> None:
+        """Writes the moving averages (`use_ema`) into the model's weights."""
+        if self.inner_optimizer.use_ema:
+            self._overwrite_with_averages()
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        rule = self.rule
+        return config | {
+            "growth_factor": rule.growth_factor,
+            "backoff_factor": rule.backoff_factor,
+            "min_scale": rule.min_scale,
+            "max_scale": rule.max_scale,
+            "hysteresis": rule.hysteresis,
+            "dynamic": self.dynamic,
+        }
+
+    def _add_counter(self, name: str, value: int) -> keras.Variable:
+        return self.add_variable(
+            (), keras.initializers.Constant(value), dtype="int", name=name
+        )
+
+    @property
+    def _scale_is_one(self) -> bool:
+        """Known while tracing: then nothing is multiplied at all."""
+        return not self.dynamic and self.initial_scale == 1.0
+
+    def _scale(self):
+        # A fixed scale is the one it was made with, also after a checkpoint
+        # of a dynamic one was loaded into the variable.
+        if self.dynamic:
+            return ops.convert_to_tensor(self.dynamic_scale)
+        return ops.convert_to_tensor(self.initial_scale, dtype="float32")
+
+    def _unscale(self, gradients, overwrites):
+        if self._scale_is_one:
+            return list(gradients)
+        # The reciprocal of a power of two is exact.
+        inverse_scale = 1.0 / self._scale()
+        return [
+            gradient
+            if overwrite
+            else gradients_lib.multiply(gradient, inverse_scale)
+            for gradient, overwrite in zip(gradients, overwrites, strict=True)
+        ]
+
+    def _apply_if(self, finite, gradients, variables) -> None:
+        """Applies or skips, in replica context."""
+
+        def apply():
+            with self._inner_prepared() as frequency:
+                self.inner_optimizer.apply(gradients, variables)
+            self._overwrite_with_averages_every(frequency)
+
+        tf.cond(finite, apply, lambda: None)
+
+    def _apply_if_everywhere(
+        self, strategy, finite, gradients, variables
+    ) -> None:
+        """Applies or skips, in cross-replica context."""
+
+        def apply():
+            with self._inner_prepared() as frequency:
+                strategy.extended.call_for_each_replica(
+                    self.inner_optimizer.apply, args=(gradients, variables)
+                )
+            self._overwrite_with_averages_every(frequency)
+
+        # The gradients were reduced, so that every replica's flag is this one.
+        one_finite = strategy.experimental_local_results(finite)[0]
+        tf.cond(one_finite, apply, lambda: None)
+
+    @contextlib.contextmanager
+    def _inner_prepared(self) -> Iterator[int | None]:
+        """The inner optimizer as `apply` needs it; yields its EMA frequency."""
+        with (
+            keras_internals.gradients_already_reduced(self.inner_optimizer),
+            keras_internals.average_overwrite_deferred(
+                self.inner_optimizer
+            ) as frequency,
+        ):
+            yield frequency
+
+    def _overwrite_with_averages_every(self, frequency: int | None) -> None:
+        if not (self.inner_optimizer.use_ema and frequency):
+            return
+        tf.cond(
+            ops.equal(self.iterations % frequency, 0),
+            self._overwrite_with_averages,
+            lambda: None,
+        )
+
+    def _overwrite_with_averages(self) -> None:
+        for variable, average in keras_internals.moving_averages(
+            self.inner_optimizer
+        ):
+            variable.value.assign(average.value)
+
+    def _record(self, finite) -> None:
+        """Moves the scale and the counters, in replica context."""
+        variables = ScaleState(
+            scale=self.dynamic_scale,
+            clean_steps=self.step_counter,
+            tolerance=self.tolerance,
+            skipped_steps=self.skipped_steps,
+            consecutive_skips=self.consecutive_skips,
+        )
+        before = ScaleState(*map(ops.convert_to_tensor, variables))
+        if self.dynamic:
+            after = move_scale(before, finite, self.rule)
+        else:
+            after = count_step(before, finite)._replace(scale=self._scale())
+        for variable, value in zip(variables, after, strict=True):
+            variable.assign(value)
+
+
+def wrap_optimizer(
+    optimizer: keras.optimizers.Optimizer | str,
+    precision: str | None = None,
+    **options,
+) -> LossScaleOptimizer:
+    """Wraps an optimizer as the precision needs it.
+
+    The wrapper is there in every precision: a checkpoint has one layout, and
+    a step that is not finite is skipped, also in float32.
+
+    Args:
+        optimizer: a Keras optimizer, or its name.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16"; None asks
+            the global dtype policy.
+        **options: arguments of `LossScaleOptimizer`. They win over what the
+            precision suggests: dynamic scaling for mixed_float16, a fixed
+            scale of 1 otherwise.
+
+    Returns:
+        A `LossScaleOptimizer`.
+
+    Raises:
+        InputError: for an optimizer that scales the loss already.
+    """
+    policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
+    if policy.compute_dtype != "float16":
+        options = {"dynamic": False, "initial_scale": 1.0} | options
+    return LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
+
+
+def value_and_gradients(
+    loss_fn: Callable[[], tf.Tensor],
+    variables: Sequence[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+) -> tuple[tf.Tensor, list[gradients_lib.Gradient]]:
+    """The loss, and the scaled gradients that `optimizer.apply` expects.
+
+    For a `train_step` of your own; several optimizers with a scale each work
+    side by side:
+
+        loss, gradients = tfamp.value_and_gradients(loss_fn, weights, optimizer)
+        optimizer.apply(gradients, weights)
+
+    Args:
+        loss_fn: computes the loss, a scalar, from nothing.
+        variables: what to differentiate by.
+        optimizer: the optimizer whose scale applies.
+
+    Returns:
+        The loss in float32, not scaled, and one gradient per variable, scaled;
+        None where the loss does not depend on the variable.
+    """
+    with tf.GradientTape() as tape:
+        # 16 bits cannot hold a loss times 65536.
+        loss = tf.cast(loss_fn(), tf.float32)
+        scaled_loss = optimizer.scale_loss(loss)
+    sources = [getattr(variable, "value", variable) for variable in variables]
+    return loss, tape.gradient(scaled_loss, sources)
+
+
+def _replicas() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _check_rule(initial_scale: float, rule: ScaleRule, dynamic: bool) -> None:
+    for name, value in {
+        "initial_scale": initial_scale,
+        "growth_factor": rule.growth_factor,
+        "backoff_factor": rule.backoff_factor,
+        "min_scale": rule.min_scale,
+        "max_scale": rule.max_scale,
+    }.items():
+        if not (
+            value > 0 and math.isfinite(value) and math.frexp(value)[0] == 0.5
+        ):
+            raise InputError(
+                f"{name}={value} is no power of two, and only powers of two "
+                "scale exactly; use 1024.0, say, or 2.0**-3."
+            )
+    if rule.growth_factor <= 1:
+        raise InputError(f"growth_factor={rule.growth_factor} must be above 1.")
+    if rule.backoff_factor >= 1:
+        raise InputError(
+            f"backoff_factor={rule.backoff_factor} must be below 1."
+        )
+    if dynamic and not rule.min_scale <= initial_scale <= rule.max_scale:
+        raise InputError(
+            f"initial_scale={initial_scale} must lie between "
+            f"min_scale={rule.min_scale} and max_scale={rule.max_scale}."
+        )
+    for name, value in {
+        "dynamic_growth_steps": rule.growth_steps,
+        "hysteresis": rule.hysteresis,
+    }.items():
+        if value < 1:
+            raise InputError(f"{name}={value} must be at least 1.")

@@ -1,0 +1,210 @@
+"""From the name of a strategy to its replicas, and to their share of the data.
+
+One flag takes a recipe from one device to several; the numbers stay those of
+the global batch.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfamp.errors import InputError
+
+STRATEGIES = ("auto", "one_device", "mirrored")
+
+
+class Share(NamedTuple):
+    """What one replica gets of one global batch.
+
+    data: the replica's rows of the batch; one row at least, so that no layer
+        ever sees an empty batch.
+    rows: int64 scalar, how many of them count: 0 where the batch has fewer
+        rows than there are replicas.
+    batch_rows: int64 scalar, rows of the global batch.
+    """
+
+    data: Any
+    rows: tf.Tensor
+    batch_rows: tf.Tensor
+
+
+def get_strategy(
+    name: str = "auto", *, num_devices: int | None = None
+) -> tf.distribute.Strategy:
+    """The strategy of that name over the devices that are here.
+
+    Args:
+        name: "one_device"; "mirrored", which keeps a replica on each GPU (or
+            on each of `num_devices` logical CPU devices, to try things out);
+            or "auto", which is mirrored where there are several GPUs.
+        num_devices: how many devices; None for all GPUs, or for one CPU.
+
+    Returns:
+        A strategy. Build the model in its `scope()`.
+
+    Raises:
+        InputError: for an unknown name, or more devices than there are.
+    """
+    if name not in STRATEGIES:
+        hint = (
+            " (Keras 3 does not support parameter servers)"
+            if name == "parameter_server"
+            else ""
+        )
+        raise InputError(
+            f"Unknown strategy {name!r}{hint}; expected one of "
+            f"{', '.join(STRATEGIES)}."
+        )
+    gpus = tf.config.list_physical_devices("GPU")
+    if num_devices is not None and num_devices < 1:
+        raise InputError(f"num_devices={num_devices} must be at least 1.")
+    if name == "auto":
+        wanted = num_devices or len(gpus)
+        name = "mirrored" if wanted > 1 else "one_device"
+    if name == "one_device":
+        if num_devices not in (None, 1):
+            raise InputError(
+                f"num_devices={num_devices} contradicts strategy "
+                "'one_device'; use 'mirrored'."
+            )
+        return tf.distribute.get_strategy()
+    if gpus:
+        wanted = num_devices or len(gpus)
+        if wanted > len(gpus):
+            raise InputError(
+                f"num_devices={wanted}, but this machine has {len(gpus)} "
+                "GPUs; pass that many or fewer."
+            )
+        return tf.distribute.MirroredStrategy(
+            [f"GPU:{i}" for i in range(wanted)]
+        )
+    return _mirrored_on_cpu(num_devices or 1)
+
+
+def distribute_batches(
+    strategy: tf.distribute.Strategy, dataset: tf.data.Dataset
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Gives every replica its share of each global batch.
+
+    Replica r of R gets rows `r*N//R` to `(r+1)*N//R` of a batch of N rows, so
+    that a batch is trained on whole by any number of replicas, a partial last
+    one too.
+
+    Args:
+        strategy: the strategy that the shares are run with.
+        dataset: global batches, in any structure that Keras models take; all
+            tensors have the rows as their first dimension.
+
+    Returns:
+        A dataset to be iterated; its elements are `Share`s.
+
+    Raises:
+        InputError: where the batch size is known and the number of replicas
+            does not divide it.
+    """
+    replicas = strategy.num_replicas_in_sync
+    batch_size = static_rows(dataset.element_spec)
+    if batch_size is not None and batch_size % replicas:
+        raise InputError(
+            f"The batch size {batch_size} is not divisible by {replicas} "
+            f"replicas; use {max(batch_size // replicas, 1) * replicas}."
+        )
+
+    def shares_of(*batch) -> tf.data.Dataset:
+        batch = batch if len(batch) > 1 else batch[0]
+        batch_rows = count_rows(batch)
+
+        def share_of(replica):
+            data, rows = split_evenly(batch, replica, replicas)
+            return Share(data, rows, batch_rows)
+
+        return tf.data.Dataset.range(replicas).map(share_of)
+
+    def dataset_fn(_: tf.distribute.InputContext) -> tf.data.Dataset:
+        return dataset.flat_map(shares_of).prefetch(tf.data.AUTOTUNE)
+
+    return strategy.distribute_datasets_from_function(dataset_fn)
+
+
+def split_evenly(batch: Any, index, count: int) -> tuple[Any, tf.Tensor]:
+    """Piece `index` of `count` pieces of a batch, as even as rows allow.
+
+    Args:
+        batch: tensors of N rows each, in any structure.
+        index: which piece; an integer, or an integer scalar tensor.
+        count: into how many pieces.
+
+    Returns:
+        The rows of the piece, and how many they are: an int64 scalar. Where
+        that is 0 there is one row all the same, which must not count.
+    """
+    if count == 1:
+        return batch, count_rows(batch)
+    index = tf.cast(index, tf.int64)
+    rows = count_rows(batch)
+    start, stop = index * rows // count, (index + 1) * rows // count
+    first = tf.minimum(start, rows - 1)
+    last = tf.maximum(stop, first + 1)
+
+    def piece(tensor):
+        taken = tensor[first:last]
+        if isinstance(tensor, tf.Tensor) and tensor.shape[0] is not None:
+            # XLA and TPUs want it static, and a slice forgets it.
+            taken.set_shape([tensor.shape[0] // count, *tensor.shape[1:]])
+        return taken
+
+    return tf.nest.map_structure(piece, batch), stop - start
+
+
+def count_rows(batch: Any) -> tf.Tensor:
+    """The rows of a batch: an int64 scalar."""
+    first = tf.nest.flatten(batch)[0]
+    if isinstance(first, tf.RaggedTensor):
+        return tf.cast(first.nrows(), tf.int64)
+    return tf.shape(first, out_type=tf.int64)[0]
+
+
+def static_rows(element_spec: Any) -> int | None:
+    """The rows of every batch where the dataset's spec tells, else None."""
+    shape = getattr(tf.nest.flatten(element_spec)[0], "shape", None)
+    if shape is None or shape.rank is None:
+        return None
+    if shape.rank == 0:
+        raise InputError(
+            "The dataset yields single examples; batch it: "
+            "dataset.batch(64, drop_remainder=True)."
+        )
+    return shape[0]
+
+
+def devices_of(strategy: tf.distribute.Strategy) -> list[str]:
+    """The names of the devices that a strategy's replicas compute on."""
+    try:
+        return list(strategy.extended.worker_devices)
+    except RuntimeError:
+        # No strategy: TensorFlow computes on the first GPU it finds.
+        gpus = tf.config.list_logical_devices("GPU")
+        return [(gpus or tf.config.list_logical_devices("CPU"))[0].name]
+
+
+def _mirrored_on_cpu(num_devices: int) -> tf.distribute.Strategy:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu)
+    available = len(configured) if configured else 1
+    if available < num_devices:
+        try:
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices
+            )
+        except RuntimeError:
+            raise InputError(
+                f"num_devices={num_devices}, but TensorFlow has started with "
+                f"{available} CPU device(s); ask for the strategy before any "
+                "other TensorFlow call."
+            ) from None
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(num_devices)],
+        # The default keeps one group of collectives per process, and aborts
+        # when a second strategy has another number of devices.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
