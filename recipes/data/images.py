@@ -1,0 +1,197 @@
+"""From stored images to batches for a model: checks, sizes, augmentation.
+
+Every random choice is a function of a seed that travels with the data, so a
+pipeline repeats itself whatever the number of threads.
+"""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# `tfamp.recipe.main` reports an assertion whose message begins so in one line.
+_INPUT_ERROR = "tfamp input: "
+
+
+class Augmentation(NamedTuple):
+    """How far `augment` may change an image.
+
+    shift: largest translation, as a share of the image's side.
+    degrees: largest rotation, either way.
+    zoom: largest relative change of size, either way.
+    flip: whether half of the images are mirrored left to right.
+    """
+
+    shift: float = 0.0
+    degrees: float = 0.0
+    zoom: float = 0.0
+    flip: bool = False
+
+
+def check_example(
+    image: tf.Tensor, label: tf.Tensor, num_classes: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Stops at a label or pixel that no model can learn from.
+
+    Args:
+      image: [H, W, C], of any dtype.
+      label: integer scalar.
+      num_classes: labels go from 0 to num_classes - 1.
+
+    Returns:
+      The image in float32, its integer dtype's range mapped to 0..1, and the
+      label.
+
+    Raises:
+      tf.errors.InvalidArgumentError: a label out of range, or a float image
+        with NaN or infinite pixels, as the pipeline runs.
+    """
+    checks = [
+        tf.debugging.Assert(
+            (label >= 0) & (label < num_classes),
+            [
+                tf.strings.format(
+                    _INPUT_ERROR + "label {} is out of range; the model has "
+                    f"{num_classes} classes, so labels must be 0 to "
+                    f"{num_classes - 1}.",
+                    label,
+                )
+            ],
+        )
+    ]
+    if image.dtype.is_floating:
+        bad_pixels = tf.math.count_nonzero(~tf.math.is_finite(image))
+        checks.append(
+            tf.debugging.Assert(
+                bad_pixels == 0,
+                [
+                    tf.strings.format(
+                        _INPUT_ERROR + "an image with label {} has {} pixels "
+                        "that are NaN or infinite; remove or repair it.",
+                        (label, bad_pixels),
+                    )
+                ],
+            )
+        )
+    with tf.control_dependencies(checks):
+        return tf.image.convert_image_dtype(image, tf.float32), label
+
+
+def resize(image: tf.Tensor, size: int, rim: float = 0.0) -> tf.Tensor:
+    """The central square of `image`, [H, W, C] float32, as [size, size, C].
+
+    Args:
+      image: pixels within 0..1.
+      size: side of the result in pixels. An image that has it already passes
+        unchanged.
+      rim: share of the square's side that is cut off first.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    shape = tf.shape(image)
+    side = tf.cast(tf.reduce_min(shape[:2]), tf.float32) * (1.0 - rim)
+    side = tf.maximum(tf.cast(side, tf.int32), 1)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    image = image[top : top + side, left : left + side]
+    image = tf.image.resize(image, [size, size], antialias=True)
+    return tf.clip_by_value(image, 0.0, 1.0)
+
+
+def random_resized_crop(
+    image: tf.Tensor, size: int, seed: tf.Tensor
+) -> tf.Tensor:
+    """A random part of `image`, [H, W, C] float32, as [size, size, C].
+
+    8% to 100% of the area at aspect ratios of 3:4 to 4:3 (Szegedy et al.,
+    "Going Deeper with Convolutions", 2015).
+
+    Args:
+      image: pixels within 0..1.
+      size: side of the result in pixels.
+      seed: two int64s.
+    """
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        bounding_boxes=tf.zeros([1, 0, 4]),
+        seed=seed,
+        area_range=(0.08, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        min_object_covered=0.0,
+        use_image_if_no_bounding_boxes=True,
+    )
+    channels = image.shape[-1]
+    image = tf.slice(image, begin, extent)
+    image = tf.image.resize(image, [size, size], antialias=True)
+    image.set_shape([size, size, channels])
+    return tf.clip_by_value(image, 0.0, 1.0)
+
+
+def augment(
+    images: tf.Tensor, seed: tf.Tensor, amount: Augmentation
+) -> tf.Tensor:
+    """Moves, turns, sizes and mirrors each image of a batch by chance.
+
+    Args:
+      images: [N, S, S, C], float32. Where nothing of an image is left, the
+        result is 0.
+      seed: two int64s.
+      amount: the bounds within which the choices are uniform.
+
+    Returns:
+      Images of the same shape and dtype.
+    """
+    if amount == Augmentation():
+        return images
+    count, size = tf.shape(images)[0], images.shape[1]
+    # One row per choice, in 0..1 first.
+    chance = tf.random.stateless_uniform([5, count], seed)
+    spread = 2.0 * chance - 1.0
+    shift_x = tf.round(spread[0] * amount.shift * size)
+    shift_y = tf.round(spread[1] * amount.shift * size)
+    angle = spread[2] * (amount.degrees * math.pi / 180.0)
+    zoom = 1.0 + spread[3] * amount.zoom
+    mirror = tf.where(chance[4] < 0.5, -1.0, 1.0)
+    if not amount.flip:
+        mirror = tf.ones_like(mirror)
+
+    # The transform asks for the place in the input of each output pixel:
+    # in = center + M (out - center - shift), with M = rotation / zoom.
+    cos, sin = tf.cos(angle) / zoom, tf.sin(angle) / zoom
+    xx, xy = cos * mirror, -sin
+    yx, yy = sin * mirror, cos
+    center = (size - 1) / 2
+    from_x, from_y = center + shift_x, center + shift_y
+    zero = tf.zeros_like(xx)
+    transforms = tf.stack(
+        [
+            xx,
+            xy,
+            center - xx * from_x - xy * from_y,
+            yx,
+            yy,
+            center - yx * from_x - yy * from_y,
+            zero,
+            zero,
+        ],
+        axis=1,
+    )
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=transforms,
+        output_shape=[size, size],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+
+
+def with_seeds(dataset: tf.data.Dataset, seed: int) -> tf.data.Dataset:
+    """Gives each element a seed of its own, another one in each epoch.
+
+    Returns:
+      A dataset of (element, two int64s).
+    """
+    seeds = tf.data.Dataset.random(
+        seed=seed, rerandomize_each_iteration=True
+    ).batch(2, drop_remainder=True)
+    return tf.data.Dataset.zip(dataset, seeds)

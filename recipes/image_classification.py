@@ -1,0 +1,343 @@
+"""Trains a ResNet on any image-classification data set of TensorFlow Datasets.
+
+    python -m recipes.image_classification --precision=mixed_bfloat16
+
+The default needs no download: ResNet-20 on the 1,797 handwritten digits of
+scikit-learn. On 2 cores of a CPU with AVX512-BF16 (TensorFlow 2.21.0, Keras
+3.15.1), start-up included, seeds 0, 1 and 2:
+
+    precision        seconds    test accuracy
+    float32          25 to 31   0.986  0.992  0.994
+    mixed_bfloat16   24 to 26   0.986  0.997  0.992
+    mixed_float16    52 to 54   0.983  0.989  0.992
+
+float16 has no fast path on CPUs. One of the 360 test images is 0.003.
+
+Photographs: --dataset=cifar10, or --dataset=imagenet2012 --model=resnet50
+--batch_size=1024 --learning_rate=0.4 --epochs=90 (not measured here).
+"""
+
+import collections
+import dataclasses
+import math
+from typing import Literal
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+import tfamp
+from recipes.data import images, loading
+from tfamp.recipe import flag
+
+# Written characters shift and lean; a mirrored one is another character.
+AFFINE = images.Augmentation(shift=0.125, degrees=10.0, zoom=0.1)
+CROP_FLIP = images.Augmentation(shift=0.125, flip=True)
+
+# Data sets up to this size stay in memory, as compressed as they are stored.
+_CACHED_BYTES = 2**30
+_SHUFFLED_EXAMPLES = 16384
+
+# The sides of ImageNet models: of their input, and of what is cut from it.
+_VARYING_IMAGE_SIZE = 224
+_EVAL_RIM = 1 - 224 / 256
+
+_RANGES = {
+    "batch_size": (1, math.inf),
+    "epochs": (1, math.inf),
+    "image_size": (0, math.inf),
+    "learning_rate": (0, math.inf),
+    "warmup_epochs": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "ema_momentum": (0, 1),
+    "steps_per_loop": (0, math.inf),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags of this recipe."""
+
+    precision: str = flag(
+        "auto", "auto, float32, mixed_bfloat16 or mixed_float16"
+    )
+    strategy: str = flag("auto", "auto, one_device or mirrored")
+    num_devices: int | None = flag(None, "devices to use; none for all GPUs")
+    dataset: str = flag("digits", "digits, or a TensorFlow Datasets name")
+    data_dir: str = flag("", "folder of prepared data sets; default of tfds")
+    eval_split: str = flag("auto", "split to evaluate on; validation or test")
+    model: Literal["resnet_small", "resnet50"] = flag(
+        "resnet_small", "resnet_small is made for 8 to 64 pixels a side"
+    )
+    image_size: int = flag(0, "pixels a side; 0: as stored, 224 if it varies")
+    augment: Literal["auto", "none", "affine", "crop_flip"] = flag(
+        "auto", "auto: affine for grayscale images, crop_flip for color"
+    )
+    batch_size: int = flag(64, "examples in a step, over all devices")
+    microbatches: int = flag(1, "pieces that a device's batch is split into")
+    epochs: int = flag(30, "passes over the training data")
+    learning_rate: float = flag(0.1, "at its peak, after the warm-up")
+    warmup_epochs: float = flag(2.0, "epochs of linear warm-up")
+    weight_decay: float = flag(5e-4, "of kernels; norms and biases are spared")
+    label_smoothing: float = flag(0.1, "share of the target spread evenly")
+    ema_momentum: float = flag(0.98, "of the averaged weights; 0: no average")
+    steps_per_loop: int = flag(0, "steps in one graph call; 0: automatic")
+    jit: Literal["auto", "on", "off"] = flag("auto", "XLA; auto: GPU and TPU")
+    seed: int = flag(0, "of weights, order and augmentation")
+    output_dir: str = flag("", "folder for logs; none if empty")
+
+    def __post_init__(self):
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value < high:
+                raise tfamp.InputError(
+                    f"{name}={value} is out of range; expected a number in "
+                    f"[{low}, {high})."
+                )
+
+
+def make_datasets(config: Config) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Batches of (images in the compute dtype, one-hot labels in float32)."""
+    data = _load(config)
+    return _train_batches(config, data), _eval_batches(config, data)
+
+
+def build_model(config: Config) -> keras.Model:
+    """The compiled network, with logits as its output."""
+    data = _load(config)
+    size = _image_size(config, data)
+    inputs = keras.Input([size, size, data.image_shape[-1]])
+    resnet = resnet_small if config.model == "resnet_small" else resnet50
+    model = keras.Model(inputs, resnet(inputs, data.num_classes))
+    tfamp.keep_float32(model)
+
+    steps_per_epoch = data.num_examples(data.train_split) // config.batch_size
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    optimizer = keras.optimizers.SGD(
+        keras.optimizers.schedules.CosineDecay(
+            0.0,
+            decay_steps=max(config.epochs * steps_per_epoch - warmup_steps, 1),
+            warmup_target=config.learning_rate,
+            warmup_steps=warmup_steps,
+        ),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=config.weight_decay,
+        use_ema=config.ema_momentum > 0,
+        ema_momentum=config.ema_momentum,
+    )
+    optimizer.exclude_from_weight_decay(
+        [v for v in model.trainable_variables if len(v.shape) < 2]
+    )
+    model.compile(
+        optimizer=tfamp.wrap_optimizer(optimizer),
+        loss=keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=config.label_smoothing
+        ),
+        metrics=["accuracy"],
+        auto_scale_loss=False,
+    )
+    return model
+
+
+def train(config: Config) -> dict[str, float]:
+    """Trains, and evaluates the averaged weights; returns the metrics."""
+    strategy = tfamp.get_strategy(
+        config.strategy, num_devices=config.num_devices
+    )
+    keras.utils.set_random_seed(config.seed)
+    precision = tfamp.set_precision(config.precision)
+    train_batches, eval_batches = make_datasets(config)
+    with strategy.scope():
+        model = build_model(config)
+    print(f"precision {precision}")
+    # A second call changes nothing, and tells what the first one did.
+    float32_layers = tfamp.keep_float32(model)
+    reasons = collections.Counter(layer.reason for layer in float32_layers)
+    for reason, count in reasons.items():
+        print(f"  float32 in {count} layers: {reason}")
+    tfamp.fit(
+        model,
+        train_batches,
+        epochs=config.epochs,
+        validation_data=eval_batches,
+        callbacks=tfamp.recipe.run_callbacks(config),
+        microbatches=config.microbatches,
+        steps_per_loop=config.steps_per_loop or "auto",
+        jit={"auto": "auto", "on": True, "off": False}[config.jit],
+    )
+    # fit leaves the averaged weights in the model.
+    results = tfamp.evaluate(model, eval_batches)
+    return results | {
+        "skipped_steps": int(model.optimizer.skipped_steps.numpy()),
+        "loss_scale": float(model.optimizer.dynamic_scale.numpy()),
+    }
+
+
+def resnet_small(x, num_classes: int):
+    """ResNet-20 (He et al., 2016, section 4.2), with projection shortcuts."""
+    x = _normalize(_conv(x, 16, 3), relu=True)
+    for width in (16, 32, 64):
+        for block in range(3):
+            stride = 2 if block == 0 and width > 16 else 1
+            x = _basic_block(x, width, stride)
+    return _head(x, num_classes)
+
+
+def resnet50(x, num_classes: int):
+    """ResNet-50 v1.5: the 3x3 convolution of a block takes the stride."""
+    x = _normalize(_conv(x, 64, 7, stride=2), relu=True)
+    x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+    for width, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(depth):
+            stride = 2 if block == 0 and width > 64 else 1
+            x = _bottleneck_block(x, width, stride)
+    return _head(x, num_classes)
+
+
+def _basic_block(x, width, stride):
+    y = _normalize(_conv(x, width, 3, stride), relu=True)
+    y = _normalize(_conv(y, width, 3), zero_init=True)
+    return _add_shortcut(x, y, stride)
+
+
+def _bottleneck_block(x, width, stride):
+    y = _normalize(_conv(x, width, 1), relu=True)
+    y = _normalize(_conv(y, width, 3, stride), relu=True)
+    y = _normalize(_conv(y, 4 * width, 1), zero_init=True)
+    return _add_shortcut(x, y, stride)
+
+
+def _add_shortcut(x, y, stride):
+    if x.shape != y.shape:
+        x = _normalize(_conv(x, y.shape[-1], 1, stride))
+    return layers.ReLU()(layers.Add()([x, y]))
+
+
+def _conv(x, width, kernel, stride=1):
+    return layers.Conv2D(
+        width,
+        kernel,
+        strides=stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+    )(x)
+
+
+def _normalize(x, relu=False, zero_init=False):
+    # With a scale of 0 a block starts as the identity, which lets deep nets
+    # train at large batches (Goyal et al., 2017).
+    gamma = "zeros" if zero_init else "ones"
+    x = layers.BatchNormalization(
+        momentum=0.9, epsilon=1e-5, gamma_initializer=gamma
+    )(x)
+    return layers.ReLU()(x) if relu else x
+
+
+def _head(x, num_classes):
+    x = layers.GlobalAveragePooling2D()(x)
+    return layers.Dense(num_classes, name="logits")(x)
+
+
+def _load(config: Config) -> loading.ImageData:
+    data = loading.load(
+        config.dataset, config.data_dir, eval_split=config.eval_split
+    )
+    num_train = data.num_examples(data.train_split)
+    if config.batch_size > num_train:
+        raise tfamp.InputError(
+            f"batch_size={config.batch_size} exceeds the {num_train} training "
+            f"examples of {config.dataset!r}; use {num_train} or less."
+        )
+    return data
+
+
+def _image_size(config: Config, data: loading.ImageData) -> int:
+    if config.image_size:
+        return config.image_size
+    return _VARYING_IMAGE_SIZE if data.sizes_vary else min(data.image_shape[:2])
+
+
+def _train_batches(config: Config, data: loading.ImageData) -> tf.data.Dataset:
+    size = _image_size(config, data)
+    amount = _augmentation(config, data)
+    crops = _takes_crops(config, data)
+
+    def decode(example, seed):
+        image, label = _checked(data, *example)
+        if crops:
+            return images.random_resized_crop(image, size, seed), label
+        return images.resize(image, size), label
+
+    def finish(batch, seed):
+        pixels, labels = batch
+        pixels = images.augment(pixels, seed, amount)
+        return _to_model(data, pixels, labels)
+
+    examples = _cached(data, data.train_split, config.seed)
+    examples = examples.shuffle(_SHUFFLED_EXAMPLES, config.seed)
+    examples = images.with_seeds(examples, config.seed)
+    examples = examples.map(decode, tf.data.AUTOTUNE, deterministic=True)
+    batches = examples.batch(config.batch_size, drop_remainder=True)
+    batches = images.with_seeds(batches, config.seed + 1)
+    batches = batches.map(finish, tf.data.AUTOTUNE, deterministic=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _eval_batches(config: Config, data: loading.ImageData) -> tf.data.Dataset:
+    size = _image_size(config, data)
+    # Random crops show objects larger than whole images would (Touvron et
+    # al., 2019, "Fixing the train-test resolution discrepancy").
+    rim = _EVAL_RIM if _takes_crops(config, data) else 0.0
+
+    def decode(encoded, label):
+        image, label = _checked(data, encoded, label)
+        return images.resize(image, size, rim), label
+
+    examples = _cached(data, data.eval_split, seed=None)
+    examples = examples.map(decode, tf.data.AUTOTUNE)
+    batches = examples.batch(config.batch_size)
+    batches = batches.map(
+        lambda pixels, labels: _to_model(data, pixels, labels),
+        tf.data.AUTOTUNE,
+    )
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _checked(data, encoded, label):
+    return images.check_example(data.decode(encoded), label, data.num_classes)
+
+
+def _cached(data, split, seed):
+    examples = data.read(split, seed)
+    fits = data.num_bytes(split) <= _CACHED_BYTES
+    return examples.cache() if fits else examples
+
+
+def _to_model(data, pixels, labels):
+    # 16 bits hold 256 gray levels, and halve what is sent to the device.
+    dtype = keras.config.dtype_policy().compute_dtype
+    pixels = tf.cast(2.0 * pixels - 1.0, dtype)
+    return pixels, tf.one_hot(labels, data.num_classes)
+
+
+def _augmentation(config: Config, data: loading.ImageData):
+    match config.augment:
+        case "none":
+            return images.Augmentation()
+        case "affine":
+            return AFFINE
+        case "crop_flip":
+            return CROP_FLIP
+    return AFFINE if data.image_shape[-1] == 1 else CROP_FLIP
+
+
+def _takes_crops(config: Config, data: loading.ImageData) -> bool:
+    """Whether photographs are cut at random, which sets their size too."""
+    return data.sizes_vary and _augmentation(config, data) == CROP_FLIP
+
+
+if __name__ == "__main__":
+    tfamp.recipe.main(train, Config)

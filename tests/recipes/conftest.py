@@ -1,0 +1,13 @@
+"""Data sets on disk that the tests of the recipes share."""
+
+import pytest
+
+from recipes.data import loading
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """A folder with the prepared digits."""
+    folder = tmp_path_factory.mktemp("data")
+    loading.load("digits", str(folder))
+    return str(folder)
