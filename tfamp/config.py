@@ -1,0 +1,222 @@
+"""A config dataclass from text: as flags, or as `FIELD=VALUE` settings.
+
+Fields are annotated with int, float, bool, str, `Literal[...]`,
+`tuple[T, ...]` of these, or `T | None`. One parser serves a recipe's flags
+and the `--config.FIELD=VALUE` of the commands.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from tfamp.errors import InputError
+
+
+def flag(default: Any, help: str) -> Any:
+    """A field of `Config` with its default and its line in `--help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def parse_flags(
+    config_class: type, arguments: Sequence[str]
+) -> tuple[str, Any]:
+    """Makes a config from a program's arguments.
+
+    The flags live in an absl `FlagValues` of their own: global ones would
+    collide when two recipes are used in one process.
+
+    Args:
+        config_class: The dataclass.
+        arguments: The command line without the program's name.
+
+    Returns:
+        What `--help` says about the flags, and the config; None in its place
+        where `--help` was among the arguments.
+
+    Raises:
+        InputError: An unknown flag, a value that its field does not allow, or
+            an argument that is no flag.
+    """
+    hints = _field_types(config_class)
+    values = flags.FlagValues()
+    flags.DEFINE_boolean(
+        "help", False, "show this and exit", values, "flags", short_name="h"
+    )
+    for field in dataclasses.fields(config_class):
+        _define_flag(field, hints[field.name], values)
+    try:
+        _, *unexpected = values(["program", *arguments])
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(
+            f"Unknown flag --{error.flagname}."
+            f"{_suggestion('--', error.flagname, hints)} "
+            "--help lists all flags."
+        ) from None
+    except (flags.Error, ValueError) as error:
+        raise InputError(f"{error}.") from None
+    help_text = values.get_help(include_special_flags=False).strip()
+    if values["help"].value:
+        return help_text, None
+    if unexpected:
+        raise InputError(
+            f"Unexpected argument {unexpected[0]!r}; flags are written "
+            "--FLAG=VALUE."
+        )
+    given = {name: values[name] for name in hints if values[name].present}
+    return help_text, _construct(
+        config_class, {name: flag.value for name, flag in given.items()}
+    )
+
+
+def configure(config_class: type, settings: Mapping[str, str]) -> Any:
+    """Makes a config from `{"field": "value as on the command line"}`.
+
+    Raises:
+        InputError: An unknown field, or text that its type does not allow.
+    """
+    hints = _field_types(config_class)
+    values = {}
+    for name, text in settings.items():
+        if name not in hints:
+            raise InputError(
+                f"{config_class.__name__} has no field {name!r}."
+                f"{_suggestion('', name, hints)} Expected one of "
+                f"{', '.join(hints)}."
+            )
+        try:
+            values[name] = parse_value(text, hints[name])
+        except ValueError as error:
+            raise InputError(f"config.{name}={text}: {error}.") from None
+    return _construct(config_class, values)
+
+
+def parse_value(text: str, hint: Any) -> Any:
+    """Turns a command line's text into a value of the annotated type.
+
+    Args:
+        text: Numbers, `true`/`false`, a choice, or a comma list for a tuple;
+            `none` for the None of an optional type.
+        hint: int, float, bool, str, `Literal[...]`, `tuple[T, ...]` of
+            these, or `T | None`.
+
+    Raises:
+        ValueError: The text does not fit; the message says what does.
+        TypeError: A recipe annotated a field with a type not listed above.
+    """
+    expected = _expected(hint)
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    try:
+        if hint in _SCALARS:
+            return _SCALARS[hint][1](text)
+        if kind is typing.Literal:
+            return {str(choice): choice for choice in arguments}[text]
+        if kind is tuple:
+            items = text.split(",") if text else ()
+            return tuple(parse_value(i.strip(), arguments[0]) for i in items)
+        if text.lower() == "none":
+            return None
+        return parse_value(text, _without_none(hint))
+    except (KeyError, ValueError):
+        raise ValueError(f"expected {expected}") from None
+
+
+def _parse_bool(text):
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+# Type -> what its text looks like, and how to read it.
+_SCALARS = {
+    bool: ("true or false", _parse_bool),
+    float: ("a number", float),
+    int: ("an integer", int),
+    str: ("text", str),
+}
+
+
+class _FieldParser(flags.ArgumentParser):
+    """`parse_value` in the shape that absl asks for."""
+
+    def __init__(self, hint):
+        super().__init__()
+        self._hint = hint
+        self.syntactic_help = _expected(hint)
+
+    def parse(self, argument):
+        # absl also passes the default through here, which is a value already.
+        is_text = isinstance(argument, str)
+        return parse_value(argument, self._hint) if is_text else argument
+
+    def flag_type(self):
+        return self.syntactic_help
+
+
+def _define_flag(field, hint, values):
+    is_tuple = typing.get_origin(_without_none(hint)) is tuple
+    flags.DEFINE_flag(
+        flags.Flag(
+            parser=_FieldParser(hint),
+            serializer=flags.ListSerializer(",") if is_tuple else None,
+            name=field.name,
+            default=_default(field),
+            help_string=field.metadata.get("help", " "),
+            boolean=_without_none(hint) is bool,
+            # Only this module reads `values`, and by subscript.
+            allow_using_method_names=True,
+        ),
+        values,
+        module_name="flags",
+    )
+
+
+def _expected(hint):
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _SCALARS:
+        return _SCALARS[hint][0]
+    if kind is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if kind is tuple and len(arguments) == 2 and arguments[1] is ...:
+        return f"a comma list, each item {_expected(arguments[0])}"
+    if _without_none(hint) is not hint:
+        return f"{_expected(_without_none(hint))}, or none"
+    raise TypeError(
+        f"A config field cannot have the type {hint}; expected int, float, "
+        "bool, str, Literal[...], tuple[T, ...], or T | None."
+    )
+
+
+def _without_none(hint):
+    """`T` of `T | None`; any other type itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        others = [a for a in typing.get_args(hint) if a is not type(None)]
+        if len(others) == 1:
+            return others[0]
+    return hint
+
+
+def _field_types(config_class):
+    hints = typing.get_type_hints(config_class)
+    return {f.name: hints[f.name] for f in dataclasses.fields(config_class)}
+
+
+def _default(field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _construct(config_class, values):
+    for field in dataclasses.fields(config_class):
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in values:
+            raise InputError(f"{field.name} must be given; it has no default.")
+    return config_class(**values)
+
+
+def _suggestion(prefix, name, known):
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""

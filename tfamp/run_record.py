@@ -1,0 +1,243 @@
+"""`run.json`: what ran, on what, with which versions, and how it ended."""
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfamp.errors import InputError
+from tfamp.version import __version__
+
+SCHEMA = "tfamp.run/1"
+
+
+class RunRecord(keras.callbacks.Callback):
+    """Keeps `run.json` in the output folder, from the first step to the end.
+
+    It holds `schema`, `precision` (the model's dtype policy), `strategy`,
+    `replicas`, `versions`, `hardware`, `config`, `git` (commit and whether
+    tracked files differ from it, of the checkout that holds the config's
+    class; null outside one), `start_time` and `end_time` (UTC, ISO 8601),
+    `final_metrics`, `exit_reason`. While `exit_reason` is null the run is
+    under way, or its process was killed. A later run into the same folder
+    replaces the record.
+
+    Keras tells callbacks nothing when training raises: `end_run` completes
+    the record then, and `tfamp.recipe.main` calls it.
+
+    Args:
+        output_dir: A local folder; made when training begins.
+        config: The run's settings, a dataclass or a mapping.
+
+    Raises:
+        InputError: `output_dir` cannot be written.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, config: Any = None):
+        super().__init__()
+        self._path = output_folder(output_dir) / "run.json"
+        self._config = config
+        self._final_metrics = {}
+
+    def on_train_begin(self, logs=None):
+        make_folder(self._path.parent)
+        import tensorflow as tf
+
+        from tfamp.hardware import detect_hardware
+
+        strategy = self.model.distribute_strategy
+        record = {
+            "schema": SCHEMA,
+            "precision": self.model.dtype_policy.name,
+            "strategy": type(strategy).__name__.lstrip("_"),
+            "replicas": strategy.num_replicas_in_sync,
+            "versions": {
+                "python": platform.python_version(),
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+                "numpy": np.__version__,
+                "tfamp": __version__,
+            },
+            "hardware": dataclasses.asdict(detect_hardware()),
+            "config": _as_dict(self._config),
+            "git": _git_state(_source_folder(self._config)),
+            "start_time": utc_now(),
+            "end_time": None,
+            "final_metrics": None,
+            "exit_reason": None,
+        }
+        _write_json(self._path, record)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._final_metrics = dict(logs or {})
+
+    def on_train_end(self, logs=None):
+        end_run(self._path.parent, "finished", self._final_metrics)
+
+
+def end_run(
+    output_dir: str | os.PathLike,
+    exit_reason: str,
+    final_metrics: Mapping[str, float] | None = None,
+    started_since: str = "",
+) -> None:
+    """Completes `run.json`; does nothing where no run was recorded.
+
+    Args:
+        output_dir: The folder that `RunRecord` writes to.
+        exit_reason: "finished", "interrupted", or the error in one line.
+        final_metrics: Replaces the recorded ones; None keeps them.
+        started_since: Leaves a record alone whose `start_time` lies before
+            this time (as `utc_now` writes it): it is another run's.
+    """
+    path = pathlib.Path(output_dir).expanduser() / "run.json"
+    record = _read_record(path)
+    if record is None or record["start_time"] < started_since:
+        return
+    record["end_time"] = utc_now()
+    record["exit_reason"] = exit_reason
+    if final_metrics is not None:
+        record["final_metrics"] = json_numbers(final_metrics)
+    _write_json(path, record)
+
+
+def output_folder(output_dir: str | os.PathLike) -> pathlib.Path:
+    """The folder as a path, checked before training and without a trace.
+
+    Raises:
+        InputError: It is no local path, no folder, or cannot be written.
+    """
+    if "://" in str(output_dir):
+        raise InputError(
+            f"output_dir {str(output_dir)!r} is not a local folder; expected "
+            "a path on this machine."
+        )
+    folder = pathlib.Path(output_dir).expanduser().absolute()
+    # Nothing is made yet: the run may still be turned down for another input.
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(
+            f"output_dir {str(output_dir)!r} cannot be made: {existing} is "
+            "not a folder."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"output_dir {str(output_dir)!r} cannot be written: no permission "
+            f"in {existing}."
+        )
+    return folder
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes the folder and its parents.
+
+    Raises:
+        InputError: The system refuses, for its own reasons.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Root passes every permission check, so only a write tells.
+        probe = folder / ".tfamp-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"output_dir {str(folder)!r} cannot be written: "
+            f"{error.strerror or error}."
+        ) from error
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a file's text: a reader, or a crash, sees the old or the new."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def json_numbers(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """The logs as JSON numbers, arrays as lists.
+
+    JSON has no NaN and no inf: they become null.
+    """
+    return {name: _json_number(value) for name, value in logs.items()}
+
+
+def utc_now() -> str:
+    """The time as ISO 8601 in UTC with microseconds; sorts as text."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.isoformat(timespec="microseconds")
+
+
+def _json_number(value):
+    if np.ndim(value):
+        return [_json_number(item) for item in value]
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _read_record(path):
+    """The record; None where there is none, or the file is another tool's."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(record, dict) and record.get("schema") == SCHEMA
+    return record if ours else None
+
+
+def _write_json(path, record):
+    # Paths and dtypes, which a user's config may hold, become their text.
+    write_atomically(path, json.dumps(record, indent=2, default=str) + "\n")
+
+
+def _as_dict(config):
+    if dataclasses.is_dataclass(config):
+        return dataclasses.asdict(config)
+    return dict(config or {})
+
+
+def _source_folder(config):
+    module = sys.modules.get(type(config).__module__)
+    source = getattr(module, "__file__", None)
+    if dataclasses.is_dataclass(config) and source:
+        return pathlib.Path(source).absolute().parent
+    return pathlib.Path.cwd()
+
+
+def _git_state(folder):
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    # Untracked files do not count, as in `git describe --dirty`: an output
+    # folder inside the checkout would make every run dirty.
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": commit,
+        "dirty": None if changes is None else changes != "",
+    }
+
+
+def _git(folder, *arguments):
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
