@@ -1,0 +1,52 @@
+"""The README is true: its code runs, and its two commands are two lines."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from recipes import image_classification
+from tfamp import cli, config
+
+ROOT = pathlib.Path(__file__).parent.parent
+BLOCKS = re.findall(
+    r"^```(\w+)\n(.*?)^```$",
+    (ROOT / "README.md").read_text(),
+    flags=re.MULTILINE | re.DOTALL,
+)
+
+
+def blocks(language):
+    return [text for found, text in BLOCKS if found == language]
+
+
+def test_python_blocks_run_from_top_to_bottom(tmp_path):
+    source = "\n".join(blocks("python")).replace("/tmp", str(tmp_path))
+    names = {}
+
+    exec(compile(source, "README.md", "exec"), names)
+
+    assert names["results"]["accuracy"] > 0.5
+    assert names["history"].history["skipped_steps"] == [0] * 5
+
+
+def test_the_two_commands_of_a_newcomer_are_one_line_each():
+    run, test = blocks("bash")[:2]
+    assert run.count("\n") == test.count("\n") == 1
+    assert test.strip().endswith("-m pytest -q")
+    *_, module, flag = shlex.split(run)
+    assert module == image_classification.__name__
+    _, parsed = config.parse_flags(image_classification.Config, [flag])
+    assert parsed.precision == "mixed_bfloat16"
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_console_blocks_show_what_the_commands_print(block, capsys):
+    prompt, _, expected = block.partition("\n")
+    program, *arguments = shlex.split(prompt.removeprefix("$ "))
+    assert program == "tfamp"
+
+    assert cli.main(arguments) == 0
+
+    assert capsys.readouterr().out == expected
