@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from tfamp import keras_internals
@@ -50,3 +51,155 @@ def test_attention_calls_the_method_that_float32_layers_override(cls, method):
     overridden = type("Overridden", (cls,), {method: apply_scores})
     overridden()([np.zeros((1, 2, 4)), np.zeros((1, 2, 4))], training=True)
     assert called[-1] == ((1, 2, 2), (1, 2, 4), None, True)
+
+
+def several_optimizers():
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(
+            keras.optimizers.SGD(0.5, use_ema=True, ema_overwrite_frequency=3),
+            {"absent": keras.optimizers.Adam(use_ema=True)},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: keras.optimizers.SGD(0.5), several_optimizers]
+)
+def test_reduced_gradients_are_not_summed_again(make, mirrored):
+    with mirrored(2).scope():
+        weight = keras.Variable([1.0], name="weight")
+        optimizer = make()
+        optimizer.build([weight])
+
+    def step():
+        with keras_internals.average_overwrite_deferred(optimizer):
+            optimizer.apply([tf.constant([1.0])], [weight])
+
+    mirrored(2).run(step)
+    # Keras sums over the replicas.
+    np.testing.assert_array_equal(weight.numpy(), [0.0])
+    with keras_internals.gradients_already_reduced(optimizer):
+        mirrored(2).run(step)
+    np.testing.assert_array_equal(weight.numpy(), [-0.5])
+    mirrored(2).run(step)
+    np.testing.assert_array_equal(weight.numpy(), [-1.5])
+
+
+def test_averages_and_their_frequencies_are_found_in_several_optimizers():
+    optimizer = several_optimizers()
+    weight = keras.Variable([1.0], name="weight")
+    optimizer.build([weight])
+    (averaging,) = keras_internals.averaging_optimizers(optimizer)
+    with keras_internals.average_overwrite_deferred(optimizer) as frequencies:
+        assert frequencies == [(averaging, 3)]
+        assert averaging.ema_overwrite_frequency is None
+    assert averaging.ema_overwrite_frequency == 3
+    optimizer.apply([tf.constant([1.0])], [weight])
+    ((variable, average),) = keras_internals.moving_averages(averaging)
+    assert variable is weight
+    np.testing.assert_array_equal(average.numpy(), weight.numpy())
+
+
+def test_variables_that_float8_overwrites_are_known():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layer = layers.Dense(2)
+    layer.build((None, 2))
+    layer.quantize("float8")
+    overwritten = [
+        keras_internals.overwrites_with_gradient(variable)
+        for variable in layer.trainable_variables
+    ]
+    assert sorted(overwritten) == [False] * 2 + [True] * 6
+
+
+def compiled_model():
+    model = keras.Sequential([layers.Dense(2)])
+    model.compile("adam", loss="mse", metrics=["mae"])
+    return model
+
+
+def test_a_model_is_built_with_its_optimizer_metrics_and_loss():
+    model = compiled_model()
+    spec = tf.TensorSpec((None, 3)), tf.TensorSpec((None, 2))
+    keras_internals.build_everything(model, spec)
+    assert model.built
+    assert model.optimizer.built
+    assert "mae" in model.get_metrics_result()
+    assert keras_internals.loss_tracker(model) is model.metrics[0]
+    assert {model, *model.layers} < set(keras_internals.all_layers(model))
+
+
+def test_a_none_in_a_batch_is_no_obstacle_to_building():
+    model = keras.Sequential([layers.ActivityRegularization(l2=1.0)])
+    model.compile("adam")
+    data = tf.data.Dataset.from_tensors(tf.ones((4, 3)))
+    data = data.map(lambda x: (x, None))
+    keras_internals.build_everything(model, data.element_spec)
+    assert model.built
+
+
+def test_a_model_without_call_is_left_as_it_is():
+    model = keras.Model()
+    model.compile("adam")
+    keras_internals.build_everything(model, tf.TensorSpec((None, 3)))
+
+
+def test_another_optimizer_is_saved_with_the_model(tmp_path):
+    model = compiled_model()
+    model.build((None, 3))
+    keras_internals.replace_optimizer(model, keras.optimizers.Lion(0.25))
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.Lion)
+
+
+def test_losses_of_layers_are_added_in_float32():
+    inputs = keras.Input((3,), dtype="float16")
+    model = keras.Sequential(
+        [inputs, layers.ActivityRegularization(l2=1.0, dtype="float16")]
+    )
+    model.compile("adam", loss="mse")
+    x = tf.ones((2, 3), "float16")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="half tensor"):
+        model.compute_loss(x, x, model(x))
+    with keras_internals.additional_losses_in_float32(model):
+        loss = model.compute_loss(x, x, model(x))
+    assert loss.dtype == tf.float32
+    assert "_aggregate_additional_loss" not in vars(model)
+
+
+def test_masks_move_from_one_tensor_to_another():
+    mask = tf.constant([True, False])
+    marked, plain = tf.ones((2, 1)), tf.ones((2, 1))
+    assert keras_internals.mask_of(plain) is None
+    keras_internals.attach_mask(plain, None)
+    assert keras_internals.mask_of(plain) is None
+    keras_internals.attach_mask(marked, mask)
+    assert keras_internals.mask_of(marked) is mask
+    # Keras looks for it in the same place.
+    loss = keras.losses.MeanAbsoluteError()
+    assert float(loss(tf.constant([[1.0], [9.0]]), marked)) == 0.0
+
+
+def test_the_epoch_to_begin_with_is_what_a_backup_found(tmp_path):
+    model = compiled_model()
+    model.build((None, 3))
+    model.optimizer.build(model.trainable_variables)
+    assert keras_internals.initial_epoch(model) == 0
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    backup.set_model(model)
+    backup.on_epoch_end(3)
+    backup.on_train_begin()
+    assert keras_internals.initial_epoch(model) == 4
+
+
+def test_the_global_seed_generator_is_what_unseeded_draws_use():
+    keras.utils.set_random_seed(1)
+    assert keras_internals.global_seed_generator(create=False) is None
+    keras.random.normal((1,))
+    generator = keras_internals.global_seed_generator(create=False)
+    before = generator.state.numpy()
+    keras.random.normal((1,))
+    assert (generator.state.numpy() != before).any()
+    assert keras_internals.global_seed_generator(create=True) is generator

@@ -169,7 +169,9 @@ def test_overflow_that_only_the_sum_has_skips_the_step(mirrored):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_gradients_cross_in_16_bits_and_their_overflow_is_caught(mirrored, dtype):
+def test_gradients_cross_in_16_bits_and_their_overflow_is_caught(
+    mirrored, dtype
+):
     strategy = mirrored(2)
     with strategy.scope():
         variable = keras.Variable([0.0])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         wrap_optimizer,
     )
     from tfamp.precision import precision_scope, set_precision
+    from tfamp.saving import load_model
     from tfamp.strategy import get_strategy
     from tfamp.training import evaluate, fit
 
@@ -35,6 +36,7 @@ _HOMES = {
     "fit": "training",
     "get_strategy": "strategy",
     "keep_float32": "float32",
+    "load_model": "saving",
     "precision_scope": "precision",
     "recommend": "hardware",
     "set_precision": "precision",
@@ -55,6 +57,7 @@ __all__ = [
     "fit",
     "get_strategy",
     "keep_float32",
+    "load_model",
     "precision_scope",
     "recipe",
     "recommend",

@@ -3,6 +3,10 @@
 Everything else that escapes is a bug and keeps its traceback.
 """
 
+# An assertion in a tf.data pipeline or a graph cannot raise InputError. One
+# whose message starts so becomes one.
+INPUT_ERROR_MARK = "tfamp input: "
+
 
 class InputError(ValueError):
     """What the caller gave cannot be used; the message says what can.
@@ -14,3 +18,11 @@ class InputError(ValueError):
 
 class LossScaleError(RuntimeError):
     """Training cannot go on: the scale is at its floor and still overflows."""
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker stopped answering, or never came; this one must stop.
+
+    One line, which names that worker. The job can be started again: with a
+    checkpoint folder it resumes.
+    """

@@ -30,21 +30,40 @@ def gradients_already_reduced(
             object.__delattr__(each, "_all_reduce_sum_gradients")
 
 
+def averaging_optimizers(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[keras.optimizers.Optimizer]:
+    """Those that keep moving averages (`use_ema`): itself, or what it holds.
+
+    A `MultiOptimizer` keeps none; the optimizers in it may. One of those that
+    got no variable is not built, and has none.
+    """
+    leaves = getattr(optimizer, "optimizers", [optimizer])
+    return [leaf for leaf in leaves if leaf.use_ema and leaf.built]
+
+
 @contextlib.contextmanager
 def average_overwrite_deferred(
     optimizer: keras.optimizers.Optimizer,
-) -> Iterator[int | None]:
-    """Yields `ema_overwrite_frequency`, which `apply` ignores meanwhile.
+) -> Iterator[list[tuple[keras.optimizers.Optimizer, int]]]:
+    """Yields the optimizers with an `ema_overwrite_frequency`, and that.
 
-    Keras overwrites the weights with their averages in a `tf.cond` of the
-    replica context, which fails under a strategy of several replicas.
+    Within it `apply` ignores the frequencies: Keras overwrites the weights
+    with their averages in a `tf.cond` of the replica context, which fails
+    under a strategy of several replicas.
     """
-    frequency = optimizer.ema_overwrite_frequency
-    object.__setattr__(optimizer, "ema_overwrite_frequency", None)
+    frequencies = [
+        (each, each.ema_overwrite_frequency)
+        for each in averaging_optimizers(optimizer)
+        if each.ema_overwrite_frequency
+    ]
+    for each, _ in frequencies:
+        object.__setattr__(each, "ema_overwrite_frequency", None)
     try:
-        yield frequency
+        yield frequencies
     finally:
-        object.__setattr__(optimizer, "ema_overwrite_frequency", frequency)
+        for each, frequency in frequencies:
+            object.__setattr__(each, "ema_overwrite_frequency", frequency)
 
 
 def moving_averages(
@@ -73,11 +92,48 @@ def build_everything(model: keras.Model, element_spec) -> None:
     Inside a traced distributed step it is too late for that. Keras does the
     same before its own first step. Call it in the strategy's scope.
 
+    A model without a `call`, as a GAN whose `train_step` calls its parts, has
+    nothing to be built by: it must be built already.
+
     Args:
         model: a compiled model.
         element_spec: specs of one batch, `(x, y, sample_weight)` or less.
     """
-    model._symbolic_build(data_batch=element_spec)
+    if type(model).call is not keras.Model.call:
+        model._symbolic_build(
+            data_batch=keras.tree.map_structure(
+                # The spec of a None has no shape; Keras takes the None.
+                lambda spec: spec if hasattr(spec, "shape") else None,
+                element_spec,
+            )
+        )
+
+
+@contextlib.contextmanager
+def additional_losses_in_float32(model: keras.Model) -> Iterator[None]:
+    """Within it, losses of layers (`add_loss`) count in float32 at least.
+
+    Keras takes them in the dtype they come in, and a float16 one cannot be
+    added to the float32 loss of the outputs: a TypeError.
+    """
+    aggregate = model._aggregate_additional_loss
+
+    def aggregate_in_float32(loss):
+        dtype = keras.backend.result_type(loss.dtype, "float32")
+        return aggregate(keras.ops.cast(loss, dtype))
+
+    object.__setattr__(
+        model, "_aggregate_additional_loss", aggregate_in_float32
+    )
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "_aggregate_additional_loss")
+
+
+def initial_epoch(model: keras.Model) -> int:
+    """The epoch to begin with: `BackupAndRestore` found the ones before."""
+    return model._initial_epoch or 0
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
@@ -129,3 +185,18 @@ def run_symbolically(function: Callable, *args, **kwargs) -> None:
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The model and all layers in it, at any depth, each once."""
     return model._flatten_layers()
+
+
+def global_seed_generator(create: bool) -> keras.random.SeedGenerator | None:
+    """What `keras.random` draws from without a seed.
+
+    Args:
+        create: whether to make it where nothing has drawn from it yet; else
+            the result is None there.
+    """
+    module = keras.src.random.seed_generator
+    if create:
+        return module.global_seed_generator()
+    return keras.src.backend.common.global_state.get_global_attribute(
+        module.GLOBAL_SEED_GENERATOR
+    )

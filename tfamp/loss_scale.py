@@ -7,6 +7,7 @@ et al. 2018, "Mixed Precision Training", section 3.2.)
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -18,6 +19,9 @@ from keras import ops
 from tfamp import gradients as gradients_lib
 from tfamp import keras_internals
 from tfamp.errors import InputError
+
+# Optimizers that overwrite weights with their averages, and how often.
+_EmaFrequencies = list[tuple[keras.optimizers.Optimizer, int]]
 
 
 class ScaleRule(NamedTuple):
@@ -208,6 +212,16 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 f"the strategy has {_replicas()}; use "
                 "tfamp.fit(microbatches=...) instead."
             )
+        strategy = tf.distribute.get_strategy()
+        if not all(
+            strategy.extended.variable_created_in_scope(variable.value)
+            for variable in self.variables
+        ):
+            raise InputError(
+                f"Optimizer {self.inner_optimizer.name!r} was not created "
+                "under the strategy that it runs under; create it within "
+                "strategy.scope(), where the model is."
+            )
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(var_list)
         # Keras's own LossScaleOptimizer.build would add its two variables
@@ -267,8 +281,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def finalize_variable_values(self, var_list) -> None:
         """Writes the moving averages (`use_ema`) into the model's weights."""
-        if self.inner_optimizer.use_ema:
-            self._overwrite_with_averages()
+        for optimizer in keras_internals.averaging_optimizers(
+            self.inner_optimizer
+        ):
+            _overwrite_with_averages(optimizer)
 
     def get_config(self) -> dict:
         config = super().get_config()
@@ -315,9 +331,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Applies or skips, in replica context."""
 
         def apply():
-            with self._inner_prepared() as frequency:
+            with self._inner_prepared() as frequencies:
                 self.inner_optimizer.apply(gradients, variables)
-            self._overwrite_with_averages_every(frequency)
+            _overwrite_with_averages_every(frequencies)
 
         tf.cond(finite, apply, lambda: None)
 
@@ -327,41 +343,26 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Applies or skips, in cross-replica context."""
 
         def apply():
-            with self._inner_prepared() as frequency:
+            with self._inner_prepared() as frequencies:
                 strategy.extended.call_for_each_replica(
                     self.inner_optimizer.apply, args=(gradients, variables)
                 )
-            self._overwrite_with_averages_every(frequency)
+            _overwrite_with_averages_every(frequencies)
 
         # The gradients were reduced, so that every replica's flag is this one.
         one_finite = strategy.experimental_local_results(finite)[0]
         tf.cond(one_finite, apply, lambda: None)
 
     @contextlib.contextmanager
-    def _inner_prepared(self) -> Iterator[int | None]:
-        """The inner optimizer as `apply` needs it; yields its EMA frequency."""
+    def _inner_prepared(self) -> Iterator[_EmaFrequencies]:
+        """The inner optimizer as `apply` needs it; yields EMA frequencies."""
         with (
             keras_internals.gradients_already_reduced(self.inner_optimizer),
             keras_internals.average_overwrite_deferred(
                 self.inner_optimizer
-            ) as frequency,
+            ) as frequencies,
         ):
-            yield frequency
-
-    def _overwrite_with_averages_every(self, frequency: int | None) -> None:
-        if not (self.inner_optimizer.use_ema and frequency):
-            return
-        tf.cond(
-            ops.equal(self.iterations % frequency, 0),
-            self._overwrite_with_averages,
-            lambda: None,
-        )
-
-    def _overwrite_with_averages(self) -> None:
-        for variable, average in keras_internals.moving_averages(
-            self.inner_optimizer
-        ):
-            variable.value.assign(average.value)
+            yield frequencies
 
     def _record(self, finite) -> None:
         """Moves the scale and the counters, in replica context."""
@@ -437,8 +438,34 @@ def value_and_gradients(
         # 16 bits cannot hold a loss times 65536.
         loss = tf.cast(loss_fn(), tf.float32)
         scaled_loss = optimizer.scale_loss(loss)
-    sources = [getattr(variable, "value", variable) for variable in variables]
+    sources = [
+        variable.value if isinstance(variable, keras.Variable) else variable
+        for variable in variables
+    ]
     return loss, tape.gradient(scaled_loss, sources)
+
+
+def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:
+    for optimizer, frequency in frequencies:
+        tf.cond(
+            ops.equal(optimizer.iterations % frequency, 0),
+            functools.partial(_overwrite_and_constrain, optimizer),
+            lambda: None,
+        )
+
+
+def _overwrite_and_constrain(optimizer: keras.optimizers.Optimizer) -> None:
+    """As Keras does in training: an average may leave a constraint's bounds."""
+    _overwrite_with_averages(optimizer)
+    for variable, _ in keras_internals.moving_averages(optimizer):
+        if variable.constraint is not None:
+            value = tf.convert_to_tensor(variable.value)
+            variable.value.assign(variable.constraint(value))
+
+
+def _overwrite_with_averages(optimizer: keras.optimizers.Optimizer) -> None:
+    for variable, average in keras_internals.moving_averages(optimizer):
+        variable.value.assign(average.value)
 
 
 def _replicas() -> int:

@@ -136,10 +136,13 @@ def explain(model: keras.Model, batches: Iterable[Any]) -> str:
     """
     state = [(v, v.numpy()) for v in model.non_trainable_variables]
     try:
-        for _, batch in zip(range(_REPLAYED_BATCHES), batches, strict=False):
-            culprit = _first_non_finite(model, batch)
-            if culprit:
-                return culprit
+        with keras_internals.additional_losses_in_float32(model):
+            for _, batch in zip(
+                range(_REPLAYED_BATCHES), batches, strict=False
+            ):
+                culprit = _first_non_finite(model, batch)
+                if culprit:
+                    return culprit
     finally:
         for variable, value in state:
             variable.assign(value)
@@ -246,6 +249,7 @@ def _is_finite(tensors: Any) -> bool:
         np.isfinite(
             keras.ops.convert_to_numpy(keras.ops.cast(t, "float32"))
         ).all()
-        for t in tf.nest.flatten(tensors)
+        # The values of ragged and sparse tensors are tensors of their own.
+        for t in tf.nest.flatten(tensors, expand_composites=True)
         if t is not None and tf.convert_to_tensor(t).dtype.is_floating
     )

@@ -91,7 +91,7 @@ class Clock:
         return time.perf_counter(), self._loop.steps, self._loop.examples
 
     def _passed(self) -> tuple[float, int, int]:
-        """Seconds, steps and examples; of the whole epoch if it was one call."""
+        """Seconds, steps, examples; of the whole epoch if it was one call."""
         now = self._now()
         begin = self._epoch_begin if now[1] == self._begin[1] else self._begin
         seconds, steps, examples = (

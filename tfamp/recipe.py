@@ -27,10 +27,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tfamp.config import configure, flag, parse_flags
-from tfamp.errors import InputError, LossScaleError
+from tfamp.errors import INPUT_ERROR_MARK, InputError, LossScaleError
 
 __all__ = [
-    "INPUT_ERROR_MARK",
     "RECIPE_FIELDS",
     "RECIPE_NAMES",
     "configure",
@@ -53,10 +52,6 @@ RECIPE_FIELDS = (
     "seed",
     "output_dir",
 )
-
-# An assertion inside a `tf.data` pipeline or a graph cannot raise InputError.
-# One whose message starts so is reported like it.
-INPUT_ERROR_MARK = "tfamp input: "
 
 _EXIT_FAILED = 1
 _EXIT_BAD_INPUT = 2

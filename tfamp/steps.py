@@ -97,6 +97,7 @@ def train_step(
     """The training step of a compiled model, for `strategy.run`."""
     optimizer = model.optimizer
     variables = model.trainable_variables
+    statistics = _statistics(model)
     replicas = strategy.num_replicas_in_sync
 
     @tf.autograph.experimental.do_not_convert
@@ -107,6 +108,7 @@ def train_step(
         weight = tf.cast(rows * replicas, tf.float32) / tf.cast(
             batch_rows, tf.float32
         )
+        forget = _remember(model.metrics_variables)
         # A function per trace: each replica has variables of its own.
         passes = (
             tf.function(_passes, jit_compile=True, autograph=False)
@@ -115,7 +117,9 @@ def train_step(
         )
         loss, outputs, masks, gradients = passes(data, weight)
         tf.nest.map_structure(keras_internals.attach_mask, outputs, masks)
-        logs = _update_metrics(model, data, outputs, loss * replicas, rows)
+        logs = _update_metrics(
+            model, data, outputs, loss * replicas, rows, forget
+        )
         return gradients, logs
 
     @tf.autograph.experimental.do_not_convert
@@ -139,12 +143,16 @@ def train_step(
             rows = tf.minimum(rows, share.rows)
             return gradients_of(data, rows, share.batch_rows)[0]
 
+        forget = _remember(statistics)
         if microbatches == 1:
             gradients, logs = gradients_of(*share)
         else:
             gradients = _accumulate(gradients_of_piece, microbatches, variables)
             logs = {}
         optimizer.apply(gradients, variables)
+        # What is not trained on must not move the averages of evaluation.
+        is_skipped = optimizer.consecutive_skips > 0
+        tf.cond(is_skipped, forget, lambda: None)
         return logs
 
     return step
@@ -182,11 +190,7 @@ def average_statistics(
     Every replica moves the averages of its batch normalizations by its own
     rows. Their mean is what evaluation and checkpoints should see.
     """
-    statistics = [
-        variable.value
-        for variable in model.non_trainable_variables
-        if keras.backend.is_float_dtype(variable.dtype)
-    ]
+    statistics = _statistics(model)
 
     def average() -> None:
         replica = tf.distribute.get_replica_context()
@@ -215,6 +219,29 @@ def average_statistics(
     return average_everywhere if has_any else lambda: None
 
 
+def _statistics(model: keras.Model) -> list[tf.Variable]:
+    """What forward passes move: means and variances of batches, and the like.
+
+    Frozen weights are among them, since nothing tells them apart.
+    """
+    return [
+        variable.value
+        for variable in model.non_trainable_variables
+        if keras.backend.is_float_dtype(variable.dtype)
+    ]
+
+
+def _remember(variables) -> Callable[[], None]:
+    """A function that gives the variables back the values they have now."""
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+
+    def forget() -> None:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    return forget
+
+
 def _compute_loss(model, x, y, outputs, sample_weight):
     arguments = {"x": x, "y": y, "y_pred": outputs}
     arguments["sample_weight"] = sample_weight
@@ -224,11 +251,12 @@ def _compute_loss(model, x, y, outputs, sample_weight):
     return model.compute_loss(**arguments)
 
 
-def _update_metrics(model, data, outputs, loss, rows) -> Logs:
+def _update_metrics(model, data, outputs, loss, rows, forget) -> Logs:
     """Counts the rows, unless they do not count or were not numbers.
 
     One NaN would make the epoch's mean NaN, though training goes on without
-    that batch. The optimizer counts it as a skipped step.
+    that batch. The optimizer counts it as a skipped step. `forget` undoes
+    what `compute_loss` counted: the losses of single outputs.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
@@ -246,17 +274,22 @@ def _update_metrics(model, data, outputs, loss, rows) -> Logs:
 
     counts = tf.logical_and(tf.math.is_finite(loss), rows > 0)
     if type(model).compute_metrics is keras.Model.compute_metrics:
-        tf.cond(counts, update, lambda: None)
+        tf.cond(counts, update, forget)
         return {}
     # An override may return more than the model's metrics hold.
-    tf.cond(counts, update_loss, lambda: None)
-    return _unlisted(model, update_metrics())
+    logs = _unlisted(model, update_metrics())
+    tf.cond(counts, update_loss, forget)
+    return logs
 
 
 def _unlisted(model: keras.Model, logs: Logs | None) -> Logs:
-    """Of the logs of a step, those that no metric of the model holds."""
+    """Of the logs of a step, those that no metric of the model holds.
+
+    Its loss is among them: a step of its own may leave Keras's mean alone.
+    """
     names = {metric.name for metric in model.metrics}
     names |= set(model.get_metrics_result())
+    names -= {keras_internals.loss_tracker(model).name}
     return {
         name: value for name, value in (logs or {}).items() if name not in names
     }

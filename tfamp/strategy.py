@@ -110,17 +110,24 @@ def distribute_batches(
             f"replicas; use {max(batch_size // replicas, 1) * replicas}."
         )
 
-    def shares_of(*batch) -> tf.data.Dataset:
-        batch = batch if len(batch) > 1 else batch[0]
-        batch_rows = count_rows(batch)
+    if replicas > 1:
+        _check_can_split(dataset.element_spec, replicas)
 
-        def share_of(replica):
-            data, rows = split_evenly(batch, replica, replicas)
-            return Share(data, rows, batch_rows)
+    def dataset_fn(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        # The replicas of this worker, in order.
+        count = replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * count
 
-        return tf.data.Dataset.range(replicas).map(share_of)
+        def shares_of(*batch) -> tf.data.Dataset:
+            batch = batch if len(batch) > 1 else batch[0]
+            batch_rows = count_rows(batch)
 
-    def dataset_fn(_: tf.distribute.InputContext) -> tf.data.Dataset:
+            def share_of(replica):
+                data, rows = split_evenly(batch, replica, replicas)
+                return Share(data, rows, batch_rows)
+
+            return tf.data.Dataset.range(first, first + count).map(share_of)
+
         return dataset.flat_map(shares_of).prefetch(tf.data.AUTOTUNE)
 
     return strategy.distribute_datasets_from_function(dataset_fn)
@@ -147,10 +154,13 @@ def split_evenly(batch: Any, index, count: int) -> tuple[Any, tf.Tensor]:
     last = tf.maximum(stop, first + 1)
 
     def piece(tensor):
+        if tensor is None:
+            return None
         taken = tensor[first:last]
-        if isinstance(tensor, tf.Tensor) and tensor.shape[0] is not None:
+        static = tensor.shape[0] if isinstance(tensor, tf.Tensor) else None
+        if static is not None and static % count == 0:
             # XLA and TPUs want it static, and a slice forgets it.
-            taken.set_shape([tensor.shape[0] // count, *tensor.shape[1:]])
+            taken.set_shape([static // count, *tensor.shape[1:]])
         return taken
 
     return tf.nest.map_structure(piece, batch), stop - start
@@ -166,15 +176,18 @@ def count_rows(batch: Any) -> tf.Tensor:
 
 def static_rows(element_spec: Any) -> int | None:
     """The rows of every batch where the dataset's spec tells, else None."""
-    shape = getattr(tf.nest.flatten(element_spec)[0], "shape", None)
-    if shape is None or shape.rank is None:
-        return None
-    if shape.rank == 0:
+    shapes = [
+        spec.shape
+        for spec in tf.nest.flatten(element_spec)
+        # The spec of a None has none.
+        if hasattr(spec, "shape")
+    ]
+    if any(shape.rank == 0 for shape in shapes):
         raise InputError(
             "The dataset yields single examples; batch it: "
             "dataset.batch(64, drop_remainder=True)."
         )
-    return shape[0]
+    return None if shapes[0].rank is None else shapes[0][0]
 
 
 def devices_of(strategy: tf.distribute.Strategy) -> list[str]:
@@ -185,6 +198,20 @@ def devices_of(strategy: tf.distribute.Strategy) -> list[str]:
         # No strategy: TensorFlow computes on the first GPU it finds.
         gpus = tf.config.list_logical_devices("GPU")
         return [(gpus or tf.config.list_logical_devices("CPU"))[0].name]
+
+
+def _check_can_split(element_spec: Any, replicas: int) -> None:
+    for spec in tf.nest.flatten(element_spec):
+        if isinstance(spec, tf.SparseTensorSpec):
+            raise InputError(
+                f"Sparse tensors cannot be split over {replicas} replicas; "
+                "map tf.sparse.to_dense over the dataset."
+            )
+        if not hasattr(spec, "shape"):
+            raise InputError(
+                f"The dataset yields a None, which TensorFlow cannot give to "
+                f"{replicas} replicas; leave it out."
+            )
 
 
 def _mirrored_on_cpu(num_devices: int) -> tf.distribute.Strategy:

@@ -4,21 +4,21 @@ The numbers are those of the global batch, whatever the number of replicas and
 microbatches.
 """
 
-import contextlib
+import math
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals, overflow, steps
+from tfamp import keras_internals, overflow, preconditions, steps
 from tfamp.callbacks import ProgressBar
 from tfamp.errors import InputError
+from tfamp.evaluation import Evaluator, graph_calls, metrics_now
 from tfamp.loss_scale import LossScaleOptimizer, wrap_optimizer
 from tfamp.pace import Clock, Pace
 from tfamp.precision import precision_of
-from tfamp.strategy import devices_of, distribute_batches, static_rows
+from tfamp.strategy import devices_of, distribute_batches
 
 
 def fit(
@@ -71,12 +71,13 @@ def fit(
         LossScaleError: where the scale is at its floor and steps keep
             overflowing; the message names the first non-finite layer.
     """
-    _check_numbers(epochs, steps_per_epoch, microbatches)
-    _check_compiled(model)
+    preconditions.check_counts({"epochs": epochs, "microbatches": microbatches})
+    preconditions.check_counts({"steps_per_epoch": steps_per_epoch})
+    preconditions.check_compiled(model)
     strategy = model.distribute_strategy
-    _check_batches(dataset, strategy, microbatches)
+    preconditions.check_batches(dataset, strategy, microbatches)
     is_custom = type(model).train_step is not keras.Model.train_step
-    jit = _resolve_jit(jit, model, strategy, is_custom)
+    jit = preconditions.resolve_jit(jit, model, strategy, is_custom)
     if is_custom and microbatches > 1:
         raise InputError(
             f"microbatches={microbatches} needs Keras's own train_step, which "
@@ -86,11 +87,14 @@ def fit(
         if not is_custom:
             _make_optimizer_safe(model)
         keras_internals.build_everything(model, dataset.element_spec)
+    if microbatches > 1:
+        preconditions.check_can_accumulate(model)
     if not model.trainable_variables:
         raise InputError(f"Model {model.name!r} has no trainable weights.")
     optimizers = _loss_scale_optimizers(model)
     for optimizer in optimizers.values():
         optimizer.all_reduce_dtype = all_reduce_dtype
+    progress = _progress(verbose)
     run = _Run(
         model,
         dataset,
@@ -107,23 +111,29 @@ def fit(
         steps_per_loop=steps_per_loop,
         watched=any(map(_watches_batches, callbacks)),
         callbacks=keras.callbacks.CallbackList(
-            [*callbacks, *_progress(verbose)],
+            [*callbacks, *progress],
             add_history=True,
             model=model,
             epochs=epochs,
-            steps=steps_per_epoch or _cardinality(dataset),
+            steps=steps_per_epoch or preconditions.cardinality(dataset),
             verbose=0 if verbose == 0 else 1,
         ),
     )
     model.stop_training = False
     run.callbacks.on_train_begin()
     logs: dict[str, float] = {}
-    for epoch in range(epochs):
-        logs = run.epoch(epoch)
-        if model.stop_training:
-            break
-    # The weights of a model that averages them are the averages from here on.
-    model.optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        for epoch in range(keras_internals.initial_epoch(model), epochs):
+            logs = run.epoch(epoch) or logs
+            if model.stop_training:
+                break
+    finally:
+        # Keras tells callbacks nothing when training raises.
+        for bar in progress:
+            bar.close()
+    if model.optimizer is not None:
+        # Weights that are averaged are the averages from here on.
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     run.callbacks.on_train_end(logs)
     return model.history
 
@@ -145,10 +155,12 @@ def evaluate(
     Raises:
         InputError: for a model or data that cannot be used.
     """
-    _check_compiled(model)
+    preconditions.check_compiled(model)
+    preconditions.check_counts({"steps": steps})
+    evaluator = Evaluator(model, dataset, steps)
     with model.distribute_strategy.scope():
         keras_internals.build_everything(model, dataset.element_spec)
-    return _Evaluator(model, dataset).run(steps)
+    return evaluator.run()
 
 
 class _Run:
@@ -174,7 +186,7 @@ class _Run:
         self._batches = distribute_batches(strategy, dataset)
         self._iterator = None
         self._is_continuous = steps_per_epoch is not None
-        self._num_steps = steps_per_epoch or _cardinality(dataset)
+        self._num_steps = steps_per_epoch or preconditions.cardinality(dataset)
         self._watch = watch
         self._watched = watched
         self._pace = Pace(
@@ -185,24 +197,28 @@ class _Run:
         self._evaluator = (
             None
             if validation_data is None
-            else _Evaluator(model, validation_data)
+            else Evaluator(model, validation_data)
         )
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """Trains and evaluates for one epoch; returns its logs."""
+        """Trains and evaluates for one epoch; returns its logs, if any."""
         self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
         if self._iterator is None or not self._is_continuous:
             self._iterator = iter(self._batches)
         self._watch.begin_epoch()
         self._clock.begin_epoch()
-        while not self._model.stop_training:
+        has_more = True
+        while has_more and not self._model.stop_training:
             wanted = self._pace.steps
             if self._num_steps is not None:
                 wanted = min(wanted, self._num_steps - self._clock.steps)
-            if wanted == 0 or not self._graph_call(epoch, wanted):
+            if wanted == 0:
                 break
-        self._check_steps_done()
+            has_more = self._graph_call(epoch, wanted)
+        self._check_steps_done(has_more)
+        if self._clock.steps == 0:
+            return {}
         logs = self._logs(epoch) | self._clock.logs()
         logs |= _memory_logs(self._model.distribute_strategy)
         self._average_statistics()
@@ -219,7 +235,7 @@ class _Run:
         before = self._clock.steps
         if self._watched:
             self.callbacks.on_train_batch_begin(before)
-        with _readable_errors():
+        with graph_calls(self._model):
             has_more = self._loop.run(self._iterator, wanted)
         done = self._clock.steps - before
         if done and (self._watched or self._pace.is_due()):
@@ -233,70 +249,23 @@ class _Run:
 
     def _logs(self, epoch: int) -> dict[str, float]:
         self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
-        return _metrics_now(self._model) | self._loop.logs | self._watch.logs()
+        metrics = metrics_now(self._model, keras.Model.train_step)
+        return self._loop.logs | metrics | self._watch.logs()
 
-    def _check_steps_done(self) -> None:
+    def _check_steps_done(self, has_more: bool) -> None:
         done = self._clock.steps
-        if done == 0 and not self._model.stop_training:
+        if self._loop.steps == 0 and not self._model.stop_training:
             raise InputError("The dataset ended before the first batch.")
-        if self._is_continuous and done < self._num_steps:
+        if not has_more and (self._is_continuous or done == 0):
+            wanted = "" if self._num_steps is None else f" of {self._num_steps}"
             warnings.warn(
-                f"The dataset ended after {done} of {self._num_steps} steps; "
-                "training stops here. Use dataset.repeat().",
-                stacklevel=5,
+                f"The dataset ended after {done}{wanted} steps; training stops "
+                "here. Use dataset.repeat().",
+                stacklevel=4,
             )
             self._model.stop_training = True
         elif self._num_steps is None:
             self.callbacks.set_params(self.callbacks.params | {"steps": done})
-
-
-class _Evaluator:
-    """Evaluates a model again and again with one traced function."""
-
-    # Few enough that a graph call ends soon, many enough to hide Python.
-    _STEPS_PER_LOOP = 64
-
-    def __init__(self, model: keras.Model, dataset: tf.data.Dataset):
-        _check_is_dataset(dataset)
-        strategy = model.distribute_strategy
-        self._model = model
-        self._batches = distribute_batches(strategy, dataset)
-        self._loop = steps.Loop(
-            steps.evaluation_step(model), strategy, model.run_eagerly
-        )
-
-    def run(self, limit: int | None = None) -> dict[str, float]:
-        self._model.reset_metrics()
-        iterator = iter(self._batches)
-        begin = self._loop.steps
-        wanted = self._STEPS_PER_LOOP
-        with _readable_errors():
-            while limit is None or self._loop.steps - begin < limit:
-                if limit is not None:
-                    wanted = min(wanted, limit - self._loop.steps + begin)
-                if not self._loop.run(iterator, wanted):
-                    break
-        if self._loop.steps == begin:
-            raise InputError("The dataset ended before the first batch.")
-        return _metrics_now(self._model) | self._loop.logs
-
-
-def _metrics_now(model: keras.Model) -> dict[str, float]:
-    """The metrics as they stand, over all replicas; waits for the device."""
-    logs = {
-        name: _python_number(value)
-        for name, value in model.get_metrics_result().items()
-    }
-    tracker = keras_internals.loss_tracker(model)
-    if tracker in model.metrics and not float(tracker.count.numpy()):
-        # No batch of the epoch had a finite loss; 0 would look like success.
-        logs["loss"] = float("nan")
-    return logs
-
-
-def _python_number(value: Any) -> Any:
-    array = keras.ops.convert_to_numpy(value)
-    return float(array) if array.ndim == 0 else array
 
 
 def _memory_logs(strategy: tf.distribute.Strategy) -> dict[str, float]:
@@ -315,7 +284,7 @@ def _memory_logs(strategy: tf.distribute.Strategy) -> dict[str, float]:
     return {"peak_memory_bytes": max(peaks)} if peaks else {}
 
 
-def _progress(verbose: int | str) -> list[keras.callbacks.Callback]:
+def _progress(verbose: int | str) -> list[ProgressBar]:
     if verbose not in (0, 1, 2, "auto"):
         raise InputError(f"verbose={verbose!r}; expected 'auto', 0, 1 or 2.")
     if verbose == 0:
@@ -351,119 +320,25 @@ def _make_optimizer_safe(model: keras.Model) -> None:
     optimizer = model.optimizer
     if isinstance(optimizer, LossScaleOptimizer):
         return
+    options = {}
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # Keras's own corrupts weights when a replica but the first overflows.
+        options = {
+            "dynamic": True,
+            "initial_scale": 2.0 ** round(math.log2(optimizer.initial_scale)),
+            "dynamic_growth_steps": optimizer.dynamic_growth_steps,
+        }
         optimizer = optimizer.inner_optimizer
-    keras_internals.replace_optimizer(
-        model, wrap_optimizer(optimizer, precision_of(model))
-    )
+    safe = wrap_optimizer(optimizer, precision_of(model), **options)
+    keras_internals.replace_optimizer(model, safe)
 
 
 def _loss_scale_optimizers(
     model: keras.Model,
 ) -> dict[str, LossScaleOptimizer]:
     """By attribute: a model with its own `train_step` may hold several."""
-    held = {
+    return {
         name: value
         for name, value in vars(model).items()
         if isinstance(value, LossScaleOptimizer)
     }
-    return held
-
-
-def _resolve_jit(
-    jit: bool | str,
-    model: keras.Model,
-    strategy: tf.distribute.Strategy,
-    is_custom: bool,
-) -> bool:
-    if jit not in (True, False, "auto"):
-        raise InputError(f"jit={jit!r}; expected True, False or 'auto'.")
-    obstacle = None
-    if is_custom:
-        obstacle = f"{type(model).__name__} overrides train_step"
-    elif model.run_eagerly:
-        obstacle = "the model was compiled with run_eagerly=True"
-    else:
-        for layer in keras_internals.all_layers(model):
-            if not layer.supports_jit:
-                obstacle = f"layer {layer.path} does not support XLA"
-    if jit is True and obstacle:
-        raise InputError(f"jit=True, but {obstacle}; pass jit=False.")
-    if jit == "auto":
-        has_accelerator = any(
-            "GPU" in device or "TPU" in device
-            for device in devices_of(strategy)
-        )
-        return has_accelerator and not obstacle
-    return jit
-
-
-def _check_numbers(
-    epochs: int, steps_per_epoch: int | None, microbatches: int
-) -> None:
-    for name, value in {
-        "epochs": epochs,
-        "steps_per_epoch": steps_per_epoch,
-        "microbatches": microbatches,
-    }.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name}={value} must be at least 1.")
-
-
-def _check_compiled(model: keras.Model) -> None:
-    if not model.compiled:
-        raise InputError(
-            f"Model {model.name!r} is not compiled; call model.compile(...)."
-        )
-
-
-def _check_is_dataset(dataset: Any) -> None:
-    if not isinstance(dataset, tf.data.Dataset):
-        raise InputError(
-            f"Data of type {type(dataset).__name__}; expected a "
-            "tf.data.Dataset of batches, such as "
-            "tf.data.Dataset.from_tensor_slices((x, y)).batch(64)."
-        )
-
-
-def _check_batches(
-    dataset: tf.data.Dataset,
-    strategy: tf.distribute.Strategy,
-    microbatches: int,
-) -> None:
-    _check_is_dataset(dataset)
-    batch_size = static_rows(dataset.element_spec)
-    pieces = strategy.num_replicas_in_sync * microbatches
-    if batch_size is not None and batch_size % pieces:
-        raise InputError(
-            f"The batch size {batch_size} is not divisible by "
-            f"{strategy.num_replicas_in_sync} replicas times {microbatches} "
-            f"microbatches; use {max(batch_size // pieces, 1) * pieces}."
-        )
-
-
-def _cardinality(dataset: tf.data.Dataset) -> int | None:
-    """Batches in the dataset, or None where TensorFlow cannot tell."""
-    cardinality = int(dataset.cardinality().numpy())
-    if cardinality == tf.data.INFINITE_CARDINALITY:
-        raise InputError(
-            "The dataset repeats without end; pass steps_per_epoch."
-        )
-    return None if cardinality == tf.data.UNKNOWN_CARDINALITY else cardinality
-
-
-@contextlib.contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Turns TensorFlow's errors about the user's data into one line."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        for line in str(error).splitlines():
-            for mark in ("tfamp input: ", "Received a label value of "):
-                if mark in line:
-                    text = line[line.index(mark) :].removeprefix(
-                        "tfamp input: "
-                    )
-                    raise InputError(text.strip()) from None
-        raise

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# `tfamp.recipe.main` reports an assertion whose message begins so in one line.
-_INPUT_ERROR = "tfamp input: "
+from tfamp.errors import INPUT_ERROR_MARK
 
 
 class Augmentation(NamedTuple):
@@ -51,7 +50,8 @@ def check_example(
             (label >= 0) & (label < num_classes),
             [
                 tf.strings.format(
-                    _INPUT_ERROR + "label {} is out of range; the model has "
+                    INPUT_ERROR_MARK
+                    + "label {} is out of range; the model has "
                     f"{num_classes} classes, so labels must be 0 to "
                     f"{num_classes - 1}.",
                     label,
@@ -66,7 +66,8 @@ def check_example(
                 bad_pixels == 0,
                 [
                     tf.strings.format(
-                        _INPUT_ERROR + "an image with label {} has {} pixels "
+                        INPUT_ERROR_MARK
+                        + "an image with label {} has {} pixels "
                         "that are NaN or infinite; remove or repair it.",
                         (label, bad_pixels),
                     )
