@@ -62,8 +62,18 @@ class Config:
     precision: str = flag(
         "auto", "auto, float32, mixed_bfloat16 or mixed_float16"
     )
-    strategy: str = flag("auto", "auto, one_device or mirrored")
-    num_devices: int | None = flag(None, "devices to use; none for all GPUs")
+    strategy: str = flag(
+        "auto", "auto, one_device, mirrored, multi_worker or tpu"
+    )
+    num_devices: int | None = flag(
+        None, "devices of this host; none for all GPUs. On a CPU: logical ones"
+    )
+    tpu: str = flag("", "name or address of a TPU; that of this machine")
+    cluster: Literal["auto", "tf_config", "slurm", "kubernetes"] = flag(
+        "auto", "who describes the workers; auto: --workers or TF_CONFIG"
+    )
+    workers: tuple[str, ...] = flag((), "host:port of each worker")
+    worker_index: int | None = flag(None, "which of --workers this is")
     dataset: str = flag("digits", "digits, or a TensorFlow Datasets name")
     data_dir: str = flag("", "folder of prepared data sets; default of tfds")
     eval_split: str = flag("auto", "split to evaluate on; validation or test")
@@ -84,8 +94,17 @@ class Config:
     ema_momentum: float = flag(0.98, "of the averaged weights; 0: no average")
     steps_per_loop: int = flag(0, "steps in one graph call; 0: automatic")
     jit: Literal["auto", "on", "off"] = flag("auto", "XLA; auto: GPU and TPU")
+    all_reduce_dtype: Literal["own", "float16", "bfloat16"] = flag(
+        "own", "in which gradients cross between replicas"
+    )
+    on_overflow: Literal["log", "ignore", "stop"] = flag(
+        "log", "what to do about a step that is not finite"
+    )
     seed: int = flag(0, "of weights, order and augmentation")
     output_dir: str = flag("", "folder for logs; none if empty")
+    checkpoint_dir: str = flag(
+        "", "folder to save in, and to resume from; none if empty"
+    )
 
     def __post_init__(self):
         for name, (low, high) in _RANGES.items():
@@ -144,7 +163,12 @@ def build_model(config: Config) -> keras.Model:
 def train(config: Config) -> dict[str, float]:
     """Trains, and evaluates the averaged weights; returns the metrics."""
     strategy = tfamp.get_strategy(
-        config.strategy, num_devices=config.num_devices
+        config.strategy,
+        num_devices=config.num_devices,
+        tpu=config.tpu,
+        cluster=config.cluster,
+        workers=config.workers,
+        worker_index=config.worker_index,
     )
     keras.utils.set_random_seed(config.seed)
     precision = tfamp.set_precision(config.precision)
@@ -166,6 +190,9 @@ def train(config: Config) -> dict[str, float]:
         microbatches=config.microbatches,
         steps_per_loop=config.steps_per_loop or "auto",
         jit={"auto": "auto", "on": True, "off": False}[config.jit],
+        all_reduce_dtype=_none_if(config.all_reduce_dtype, "own"),
+        checkpoint_dir=_none_if(config.checkpoint_dir, ""),
+        on_overflow=config.on_overflow,
     )
     # fit leaves the averaged weights in the model.
     results = tfamp.evaluate(model, eval_batches)
@@ -173,6 +200,10 @@ def train(config: Config) -> dict[str, float]:
         "skipped_steps": int(model.optimizer.skipped_steps.numpy()),
         "loss_scale": float(model.optimizer.dynamic_scale.numpy()),
     }
+
+
+def _none_if(value, empty):
+    return None if value == empty else value
 
 
 def resnet_small(x, num_classes: int):

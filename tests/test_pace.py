@@ -66,11 +66,24 @@ def test_a_fixed_number_stays_and_reports_every_half_second(clock):
     steps = pace.Pace(7)
     assert steps.is_due()
     steps.measure(7)
-    assert not steps.is_due()
-    clock(0.6)
+    clock(0.125)
     assert steps.is_due()
     steps.measure(7)
+    # A call takes an eighth of a second, so every fourth one reports.
+    for _ in range(3):
+        assert [steps.is_due() for _ in range(4)] == [*[False] * 3, True]
+        clock(0.5)
+        steps.measure(7)
     assert steps.steps == 7
+
+
+def test_workers_of_different_speed_decide_alike(clock):
+    paces = [pace.Pace("auto", agree=lambda _: 0.2) for _ in range(2)]
+    for seconds in (0.1, 3.0):
+        clock(seconds)
+        for each in paces:
+            each.measure(each.steps)
+    assert paces[0].steps == paces[1].steps > 1
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "fast", None])

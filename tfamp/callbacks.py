@@ -257,6 +257,19 @@ class TensorBoardScalars(keras.callbacks.Callback):
                 tf.summary.write(tag, scalar, metadata=metadata)
 
 
+# Of several workers only the chief calls these.
+FILE_WRITERS = (
+    MetricsLog,
+    ProgressBar,
+    RunRecord,
+    TensorBoardScalars,
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.ProgbarLogger,
+    keras.callbacks.TensorBoard,
+)
+
 # The logs of `tfamp.fit` that are no metric, in the order they are shown.
 _RUN_FIGURES = (
     "loss_scale",

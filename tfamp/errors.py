@@ -26,3 +26,20 @@ class WorkerLostError(RuntimeError):
     One line, which names that worker. The job can be started again: with a
     checkpoint folder it resumes.
     """
+
+
+class Preempted(SystemExit):
+    """SIGTERM came; the run is saved and goes on when it is started again.
+
+    A `SystemExit`: uncaught, it ends the process with status 75 (EX_TEMPFAIL
+    of sysexits.h, "try again later"), on which schedulers restart.
+    """
+
+    STATUS = 75
+
+    def __init__(self, message: str):
+        super().__init__(self.STATUS)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,6 +1,7 @@
 """How many steps go into one graph call, and how fast they go."""
 
 import time
+from collections.abc import Callable
 
 from tfamp.errors import InputError
 from tfamp.steps import Loop
@@ -12,11 +13,15 @@ _MOST_STEPS = 1024
 
 
 class Pace:
-    """Decides how many steps go into the next graph call.
+    """Decides how many steps go into the next graph call, and when to report.
+
+    Both hang on how long calls took, which all workers agree on: reading a
+    metric takes part of each of them.
 
     Args:
         steps_per_loop: that many, or "auto" to double and halve them until a
             call takes about half a second.
+        agree: gives all workers the same seconds; costs nothing on one.
 
     Attributes:
         steps: of the next call.
@@ -25,7 +30,11 @@ class Pace:
         InputError: for anything but "auto" or a positive integer.
     """
 
-    def __init__(self, steps_per_loop: int | str):
+    def __init__(
+        self,
+        steps_per_loop: int | str,
+        agree: Callable[[float], float] = lambda seconds: seconds,
+    ):
         self._is_auto = steps_per_loop == "auto"
         self.steps = 1 if self._is_auto else steps_per_loop
         if not isinstance(self.steps, int) or self.steps < 1:
@@ -33,20 +42,28 @@ class Pace:
                 f"steps_per_loop={steps_per_loop!r}; expected 'auto' or a "
                 "positive integer."
             )
-        # The first call always reports: it ends the tracing.
+        self._agree = agree
+        self._calls = 0
+        self._calls_per_report = 1
+        # The first call traces: it tells nothing, and ends in a report.
         self._last = float("-inf")
 
     def is_due(self) -> bool:
-        """Whether it is time to look at the device and report."""
-        return self._is_auto or time.perf_counter() - self._last > _CALL_SECONDS
+        """Whether to look at the device and report, after one more call."""
+        self._calls += 1
+        return self._calls >= self._calls_per_report
 
     def measure(self, steps: int) -> None:
-        """Takes note that so many steps ended now."""
+        """Takes note that calls ended now, the last one with so many steps."""
         now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        if not self._is_auto or steps < self.steps:
+        seconds = self._agree((now - self._last) / max(self._calls, 1))
+        self._last, self._calls = now, 0
+        if not self._is_auto:
+            self._calls_per_report = max(1, int(_CALL_SECONDS // seconds))
+        elif steps < self.steps:
+            # Cut short by the end of an epoch: it tells nothing.
             return
-        if seconds < _CALL_SECONDS / 2:
+        elif seconds < _CALL_SECONDS / 2:
             self.steps = min(2 * self.steps, _MOST_STEPS)
         elif seconds > 2 * _CALL_SECONDS:
             self.steps = max(self.steps // 2, 1)
@@ -60,7 +77,9 @@ class Clock:
         self._is_warm = False
         self.begin_epoch()
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self, steps_before: int = 0) -> None:
+        """Starts anew; so many steps of the epoch another process did."""
+        self._steps_before = steps_before
         self._epoch_begin = self._begin = self._now()
 
     def end_warm_up(self) -> None:
@@ -72,7 +91,7 @@ class Clock:
     @property
     def steps(self) -> int:
         """Steps of this epoch so far."""
-        return self._loop.steps - self._epoch_begin[1]
+        return self._steps_before + self._loop.steps - self._epoch_begin[1]
 
     @property
     def examples_per_second(self) -> float:

@@ -27,7 +27,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tfamp.config import configure, flag, parse_flags
-from tfamp.errors import INPUT_ERROR_MARK, InputError, LossScaleError
+from tfamp.errors import (
+    INPUT_ERROR_MARK,
+    InputError,
+    LossScaleError,
+    Preempted,
+    WorkerLostError,
+)
 
 __all__ = [
     "RECIPE_FIELDS",
@@ -143,6 +149,8 @@ def describe_exit(error: BaseException) -> tuple[str, int] | None:
         return "interrupted", _EXIT_INTERRUPTED
     if isinstance(error, LossScaleError):
         return _one_line(text), _EXIT_FAILED
+    if isinstance(error, (Preempted, WorkerLostError)):
+        return _one_line(text), Preempted.STATUS
     if isinstance(error, InputError):
         return _one_line(text), _EXIT_BAD_INPUT
     if INPUT_ERROR_MARK in text:
@@ -187,7 +195,7 @@ def _run(train, config_class, argv):
 
     try:
         metrics = train(config)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Preempted) as error:
         described = describe_exit(error)
         if described is None:
             end_record(_one_line(f"{type(error).__name__}: {error}"))

@@ -4,13 +4,15 @@ One flag takes a recipe from one device to several; the numbers stay those of
 the global batch.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfamp.cluster import multi_worker_strategy, resolve_cluster, tpu_strategy
 from tfamp.errors import InputError
 
-STRATEGIES = ("auto", "one_device", "mirrored")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
 class Share(NamedTuple):
@@ -29,21 +31,40 @@ class Share(NamedTuple):
 
 
 def get_strategy(
-    name: str = "auto", *, num_devices: int | None = None
+    name: str = "auto",
+    *,
+    num_devices: int | None = None,
+    tpu: str = "",
+    cluster: str = "auto",
+    workers: Sequence[str] = (),
+    worker_index: int | None = None,
 ) -> tf.distribute.Strategy:
     """The strategy of that name over the devices that are here.
+
+    Call it before anything else that makes TensorFlow start.
 
     Args:
         name: "one_device"; "mirrored", which keeps a replica on each GPU (or
             on each of `num_devices` logical CPU devices, to try things out);
-            or "auto", which is mirrored where there are several GPUs.
-        num_devices: how many devices; None for all GPUs, or for one CPU.
+            "multi_worker", with replicas on the GPUs of several hosts; "tpu".
+            "auto" takes a TPU that is here or named, else a cluster that is
+            described to it, else all GPUs if there are several, else the one
+            device that there is.
+        num_devices: how many devices of this host; None for all GPUs, or for
+            one CPU. For "mirrored" and "auto".
+        tpu: name or address of a TPU; empty for that of this machine.
+        cluster: who describes the workers: "tf_config", "slurm" or
+            "kubernetes". "auto" asks `workers`, then TF_CONFIG.
+        workers: "host:port" of each worker, in one order on all of them.
+        worker_index: which of `workers` this process is.
 
     Returns:
         A strategy. Build the model in its `scope()`.
 
     Raises:
-        InputError: for an unknown name, or more devices than there are.
+        InputError: for an unknown name, more devices than there are, or a
+            cluster or TPU that is not there.
+        WorkerLostError: a worker did not come in time.
     """
     if name not in STRATEGIES:
         hint = (
@@ -55,9 +76,21 @@ def get_strategy(
             f"Unknown strategy {name!r}{hint}; expected one of "
             f"{', '.join(STRATEGIES)}."
         )
-    gpus = tf.config.list_physical_devices("GPU")
     if num_devices is not None and num_devices < 1:
         raise InputError(f"num_devices={num_devices} must be at least 1.")
+    if name == "tpu" or (name == "auto" and (tpu or _has_tpu())):
+        return tpu_strategy(tpu)
+    if name in ("auto", "multi_worker"):
+        resolver = resolve_cluster(cluster, workers, worker_index)
+        if resolver is not None:
+            return multi_worker_strategy(resolver)
+        if name == "multi_worker":
+            raise InputError(
+                "Strategy 'multi_worker' knows no workers; set TF_CONFIG, "
+                "pass workers and worker_index, or cluster='slurm' or "
+                "'kubernetes'."
+            )
+    gpus = tf.config.list_physical_devices("GPU")
     if name == "auto":
         wanted = num_devices or len(gpus)
         name = "mirrored" if wanted > 1 else "one_device"
@@ -68,17 +101,15 @@ def get_strategy(
                 "'one_device'; use 'mirrored'."
             )
         return tf.distribute.get_strategy()
-    if gpus:
-        wanted = num_devices or len(gpus)
-        if wanted > len(gpus):
-            raise InputError(
-                f"num_devices={wanted}, but this machine has {len(gpus)} "
-                "GPUs; pass that many or fewer."
-            )
-        return tf.distribute.MirroredStrategy(
-            [f"GPU:{i}" for i in range(wanted)]
+    if not gpus:
+        return _mirrored_on_cpu(num_devices or 1)
+    wanted = num_devices or len(gpus)
+    if wanted > len(gpus):
+        raise InputError(
+            f"num_devices={wanted}, but this machine has {len(gpus)} GPUs; "
+            "pass that many or fewer."
         )
-    return _mirrored_on_cpu(num_devices or 1)
+    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(wanted)])
 
 
 def distribute_batches(
@@ -88,7 +119,9 @@ def distribute_batches(
 
     Replica r of R gets rows `r*N//R` to `(r+1)*N//R` of a batch of N rows, so
     that a batch is trained on whole by any number of replicas, a partial last
-    one too.
+    one too. Each worker reads all batches, in one order, and keeps its rows:
+    the numbers are then those of one process, at the price of reading what
+    others train on.
 
     Args:
         strategy: the strategy that the shares are run with.
@@ -198,6 +231,10 @@ def devices_of(strategy: tf.distribute.Strategy) -> list[str]:
         # No strategy: TensorFlow computes on the first GPU it finds.
         gpus = tf.config.list_logical_devices("GPU")
         return [(gpus or tf.config.list_logical_devices("CPU"))[0].name]
+
+
+def _has_tpu() -> bool:
+    return bool(tf.config.list_physical_devices("TPU"))
 
 
 def _check_can_split(element_spec: Any, replicas: int) -> None:

@@ -5,20 +5,22 @@ microbatches.
 """
 
 import math
-import warnings
+import os
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from tfamp import keras_internals, overflow, preconditions, steps
-from tfamp.callbacks import ProgressBar
+from tfamp.callbacks import FILE_WRITERS, ProgressBar
+from tfamp.checkpoint import Checkpoints
+from tfamp.consensus import is_chief
 from tfamp.errors import InputError
-from tfamp.evaluation import Evaluator, graph_calls, metrics_now
+from tfamp.evaluation import Evaluator
 from tfamp.loss_scale import LossScaleOptimizer, wrap_optimizer
-from tfamp.pace import Clock, Pace
 from tfamp.precision import precision_of
-from tfamp.strategy import devices_of, distribute_batches
+from tfamp.run import Run
+from tfamp.workers import worker_errors
 
 
 def fit(
@@ -33,6 +35,7 @@ def fit(
     steps_per_loop: int | str = "auto",
     jit: bool | str = "auto",
     all_reduce_dtype: str | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
     on_overflow: str = "log",
     verbose: int | str = "auto",
 ) -> keras.callbacks.History:
@@ -57,6 +60,11 @@ def fit(
             TPUs, where all layers allow it.
         all_reduce_dtype: "float16" or "bfloat16" halves what replicas send
             each other; None sends gradients as they are.
+        checkpoint_dir: saves there by itself, at each epoch's end and every
+            five minutes, and goes on from there when it is called again: it
+            ends with the weights of a run that was never stopped. SIGTERM
+            saves and ends the process with status 75. The best by validation
+            loss is in `best/`.
         on_overflow: what to do about skipped steps: "log", "ignore", or
             "stop" at the first.
         verbose: 0 nothing, 1 or "auto" a progress bar, 2 a line per epoch.
@@ -70,6 +78,8 @@ def fit(
         InputError: for arguments, a model or data that cannot be used.
         LossScaleError: where the scale is at its floor and steps keep
             overflowing; the message names the first non-finite layer.
+        WorkerLostError: another worker stopped answering.
+        Preempted: SIGTERM came, and the run is saved in `checkpoint_dir`.
     """
     preconditions.check_counts({"epochs": epochs, "microbatches": microbatches})
     preconditions.check_counts({"steps_per_epoch": steps_per_epoch})
@@ -94,8 +104,8 @@ def fit(
     optimizers = _loss_scale_optimizers(model)
     for optimizer in optimizers.values():
         optimizer.all_reduce_dtype = all_reduce_dtype
-    progress = _progress(verbose)
-    run = _Run(
+    progress = _progress(verbose if is_chief(strategy) else 0)
+    run = Run(
         model,
         dataset,
         steps.custom_train_step(model)
@@ -108,10 +118,13 @@ def fit(
             on_overflow,
             lambda: "" if is_custom else overflow.explain(model, dataset),
         ),
+        checkpoints=None
+        if checkpoint_dir is None
+        else Checkpoints(model, os.fspath(checkpoint_dir)),
         steps_per_loop=steps_per_loop,
         watched=any(map(_watches_batches, callbacks)),
         callbacks=keras.callbacks.CallbackList(
-            [*callbacks, *progress],
+            [*_callbacks_here(callbacks, strategy), *progress],
             add_history=True,
             model=model,
             epochs=epochs,
@@ -120,22 +133,13 @@ def fit(
         ),
     )
     model.stop_training = False
-    run.callbacks.on_train_begin()
-    logs: dict[str, float] = {}
     try:
-        for epoch in range(keras_internals.initial_epoch(model), epochs):
-            logs = run.epoch(epoch) or logs
-            if model.stop_training:
-                break
+        with worker_errors():
+            return run.epochs(epochs)
     finally:
         # Keras tells callbacks nothing when training raises.
         for bar in progress:
             bar.close()
-    if model.optimizer is not None:
-        # Weights that are averaged are the averages from here on.
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-    run.callbacks.on_train_end(logs)
-    return model.history
 
 
 def evaluate(
@@ -163,133 +167,25 @@ def evaluate(
     return evaluator.run()
 
 
-class _Run:
-    """The epochs of one call of fit."""
-
-    def __init__(
-        self,
-        model: keras.Model,
-        dataset: tf.data.Dataset,
-        step: steps.Step,
-        *,
-        steps_per_epoch: int | None,
-        validation_data: tf.data.Dataset | None,
-        watch: overflow.OverflowWatch,
-        steps_per_loop: int | str,
-        watched: bool,
-        callbacks: keras.callbacks.CallbackList,
-    ):
-        strategy = model.distribute_strategy
-        self.callbacks = callbacks
-        self._model = model
-        self._loop = steps.Loop(step, strategy, model.run_eagerly)
-        self._batches = distribute_batches(strategy, dataset)
-        self._iterator = None
-        self._is_continuous = steps_per_epoch is not None
-        self._num_steps = steps_per_epoch or preconditions.cardinality(dataset)
-        self._watch = watch
-        self._watched = watched
-        self._pace = Pace(
-            1 if watched and steps_per_loop == "auto" else steps_per_loop
-        )
-        self._clock = Clock(self._loop)
-        self._average_statistics = steps.average_statistics(model, strategy)
-        self._evaluator = (
-            None
-            if validation_data is None
-            else Evaluator(model, validation_data)
-        )
-
-    def epoch(self, epoch: int) -> dict[str, float]:
-        """Trains and evaluates for one epoch; returns its logs, if any."""
-        self._model.reset_metrics()
-        self.callbacks.on_epoch_begin(epoch)
-        if self._iterator is None or not self._is_continuous:
-            self._iterator = iter(self._batches)
-        self._watch.begin_epoch()
-        self._clock.begin_epoch()
-        has_more = True
-        while has_more and not self._model.stop_training:
-            wanted = self._pace.steps
-            if self._num_steps is not None:
-                wanted = min(wanted, self._num_steps - self._clock.steps)
-            if wanted == 0:
-                break
-            has_more = self._graph_call(epoch, wanted)
-        self._check_steps_done(has_more)
-        if self._clock.steps == 0:
-            return {}
-        logs = self._logs(epoch) | self._clock.logs()
-        logs |= _memory_logs(self._model.distribute_strategy)
-        self._average_statistics()
-        if self._evaluator is not None:
-            self.callbacks.on_test_begin()
-            results = self._evaluator.run()
-            self.callbacks.on_test_end(results)
-            logs |= {f"val_{name}": value for name, value in results.items()}
-        self.callbacks.on_epoch_end(epoch, logs)
-        return logs
-
-    def _graph_call(self, epoch: int, wanted: int) -> bool:
-        """Runs some steps; False where the data ended."""
-        before = self._clock.steps
-        if self._watched:
-            self.callbacks.on_train_batch_begin(before)
-        with graph_calls(self._model):
-            has_more = self._loop.run(self._iterator, wanted)
-        done = self._clock.steps - before
-        if done and (self._watched or self._pace.is_due()):
-            # Reading the metrics waits for the device; hence not each time.
-            logs = self._logs(epoch)
-            self._pace.measure(done)
-            self._clock.end_warm_up()
-            logs["examples_per_second"] = self._clock.examples_per_second
-            self.callbacks.on_train_batch_end(self._clock.steps - 1, logs)
-        return has_more
-
-    def _logs(self, epoch: int) -> dict[str, float]:
-        self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
-        metrics = metrics_now(self._model, keras.Model.train_step)
-        return self._loop.logs | metrics | self._watch.logs()
-
-    def _check_steps_done(self, has_more: bool) -> None:
-        done = self._clock.steps
-        if self._loop.steps == 0 and not self._model.stop_training:
-            raise InputError("The dataset ended before the first batch.")
-        if not has_more and (self._is_continuous or done == 0):
-            wanted = "" if self._num_steps is None else f" of {self._num_steps}"
-            warnings.warn(
-                f"The dataset ended after {done}{wanted} steps; training stops "
-                "here. Use dataset.repeat().",
-                stacklevel=4,
-            )
-            self._model.stop_training = True
-        elif self._num_steps is None:
-            self.callbacks.set_params(self.callbacks.params | {"steps": done})
-
-
-def _memory_logs(strategy: tf.distribute.Strategy) -> dict[str, float]:
-    """The peak over devices, since the process began, in bytes."""
-    gpus = [
-        tf.DeviceSpec.from_string(device)
-        for device in devices_of(strategy)
-        if "GPU" in device
-    ]
-    peaks = [
-        tf.config.experimental.get_memory_info(f"GPU:{gpu.device_index}")[
-            "peak"
-        ]
-        for gpu in gpus
-    ]
-    return {"peak_memory_bytes": max(peaks)} if peaks else {}
-
-
 def _progress(verbose: int | str) -> list[ProgressBar]:
     if verbose not in (0, 1, 2, "auto"):
         raise InputError(f"verbose={verbose!r}; expected 'auto', 0, 1 or 2.")
     if verbose == 0:
         return []
     return [ProgressBar(one_line_per_epoch=verbose == 2)]
+
+
+def _callbacks_here(
+    callbacks: Sequence[keras.callbacks.Callback],
+    strategy: tf.distribute.Strategy,
+) -> list[keras.callbacks.Callback]:
+    """Those that run on this worker: of several, one writes files.
+
+    All others run everywhere, since they may set the learning rate or stop.
+    """
+    if is_chief(strategy):
+        return list(callbacks)
+    return [each for each in callbacks if not isinstance(each, FILE_WRITERS)]
 
 
 def _watches_batches(callback: keras.callbacks.Callback) -> bool:

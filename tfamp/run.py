@@ -1,0 +1,238 @@
+"""The epochs of one call of fit: calls of the graph, reports, saves."""
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfamp import keras_internals, overflow, preconditions, steps
+from tfamp.checkpoint import Checkpoints, Position
+from tfamp.consensus import Consensus
+from tfamp.data_position import advance
+from tfamp.errors import InputError, Preempted
+from tfamp.evaluation import Evaluator, graph_calls, metrics_now
+from tfamp.pace import Clock, Pace
+from tfamp.preemption import Preemption
+from tfamp.strategy import devices_of, distribute_batches
+
+# What a killed run loses at most, where an epoch takes longer.
+SECONDS_BETWEEN_SAVES = 300
+
+
+class Run:
+    """The epochs of one call of fit."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        dataset: tf.data.Dataset,
+        step: steps.Step,
+        *,
+        steps_per_epoch: int | None,
+        validation_data: tf.data.Dataset | None,
+        watch: overflow.OverflowWatch,
+        checkpoints: Checkpoints | None,
+        steps_per_loop: int | str,
+        watched: bool,
+        callbacks: keras.callbacks.CallbackList,
+    ):
+        strategy = model.distribute_strategy
+        self.callbacks = callbacks
+        self._model = model
+        self._dataset = dataset
+        self._loop = steps.Loop(step, strategy, model.run_eagerly)
+        self._batches = distribute_batches(strategy, dataset)
+        self._iterator: Iterator | None = None
+        self._steps_per_epoch = steps_per_epoch
+        self._num_steps = steps_per_epoch or preconditions.cardinality(dataset)
+        self._watch = watch
+        self._watched = watched
+        self._consensus = Consensus(strategy)
+        self._pace = Pace(
+            1 if watched and steps_per_loop == "auto" else steps_per_loop,
+            agree=lambda seconds: self._consensus.mean(seconds)[0],
+        )
+        self._clock = Clock(self._loop)
+        self._checkpoints = checkpoints
+        self._preemption = Preemption()
+        self._last_save = time.monotonic()
+        self._average_statistics = steps.average_statistics(model, strategy)
+        self._evaluator = (
+            None
+            if validation_data is None
+            else Evaluator(model, validation_data)
+        )
+
+    def epochs(self, epochs: int) -> keras.callbacks.History:
+        """Trains up to that epoch, from where the run stands."""
+        model = self._model
+        begin = self._restore()
+        self.callbacks.on_train_begin()
+        logs: dict[str, float] = {}
+        first = max(begin.epoch, keras_internals.initial_epoch(model))
+        with self._preemption_watched():
+            for epoch in range(first, epochs):
+                if model.stop_training:
+                    break
+                done = begin.step if epoch == begin.epoch else 0
+                logs = self._epoch(epoch, done) or logs
+        if model.optimizer is not None:
+            # Weights that are averaged are the averages from here on.
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+        self.callbacks.on_train_end(logs)
+        return model.history
+
+    def _restore(self) -> Position:
+        position = self._checkpoints and self._checkpoints.restore()
+        if position is None:
+            return Position(0)
+        used_up = (position.epoch, position.step)
+        if self._steps_per_epoch is not None:
+            # One iterator serves all epochs.
+            used_up = (
+                0,
+                position.epoch * self._steps_per_epoch + position.step,
+            )
+        self._iterator = advance(
+            self._batches, self._dataset, epochs=used_up[0], steps=used_up[1]
+        )
+        self._checkpoints.restore_random_state()
+        if position.notes.get("is_stopped"):
+            logging.warning(
+                "The run was stopped by a callback after epoch %d, and stays "
+                "so; choose another checkpoint_dir to train on.",
+                position.epoch,
+            )
+            self._model.stop_training = True
+        return position
+
+    def _epoch(self, epoch: int, done: int) -> dict[str, float]:
+        """Trains and evaluates for one epoch; returns its logs, if any.
+
+        `done` of its steps were done before this process.
+        """
+        if not done:
+            self._model.reset_metrics()
+        self.callbacks.on_epoch_begin(epoch)
+        if self._iterator is None:
+            self._iterator = iter(self._batches)
+        self._watch.begin_epoch()
+        self._clock.begin_epoch(done)
+        has_more = True
+        while has_more and not self._model.stop_training:
+            wanted = self._pace.steps
+            if self._num_steps is not None:
+                wanted = min(wanted, self._num_steps - self._clock.steps)
+            if wanted == 0:
+                break
+            has_more = self._graph_call(epoch, wanted)
+        self._check_steps_done(has_more)
+        if self._steps_per_epoch is None:
+            self._iterator = None
+        if self._clock.steps == 0:
+            return {}
+        logs = self._logs(epoch) | self._clock.logs()
+        logs |= _memory_logs(self._model.distribute_strategy)
+        self._average_statistics()
+        if self._evaluator is not None:
+            self.callbacks.on_test_begin()
+            results = self._evaluator.run()
+            self.callbacks.on_test_end(results)
+            logs |= {f"val_{name}": value for name, value in results.items()}
+        self.callbacks.on_epoch_end(epoch, logs)
+        self._agree_and_save(Position(epoch + 1), logs)
+        return logs
+
+    def _graph_call(self, epoch: int, wanted: int) -> bool:
+        """Runs some steps; False where the data ended."""
+        before = self._clock.steps
+        if self._watched:
+            self.callbacks.on_train_batch_begin(before)
+        with graph_calls(self._model):
+            has_more = self._loop.run(self._iterator, wanted)
+        done = self._clock.steps - before
+        if done and (self._watched or self._pace.is_due()):
+            # Reading the metrics waits for the device; hence not each time.
+            logs = self._logs(epoch)
+            self._pace.measure(done)
+            self._clock.end_warm_up()
+            logs["examples_per_second"] = self._clock.examples_per_second
+            self.callbacks.on_train_batch_end(self._clock.steps - 1, logs)
+            if has_more:
+                self._agree_and_save(Position(epoch, self._clock.steps))
+        return has_more
+
+    def _logs(self, epoch: int) -> dict[str, float]:
+        self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
+        metrics = metrics_now(self._model, keras.Model.train_step)
+        return self._loop.logs | metrics | self._watch.logs()
+
+    def _agree_and_save(
+        self, position: Position, logs: dict[str, float] | None = None
+    ) -> None:
+        """Lets all workers stop, save and end alike.
+
+        Saves at an epoch's end, which has logs, and within it when the last
+        save was long ago or the process must end.
+        """
+        model = self._model
+        stops, ends, seconds = self._consensus.mean(
+            model.stop_training,
+            self._preemption.is_requested,
+            time.monotonic() - self._last_save,
+        )
+        model.stop_training = stops > 0
+        if self._checkpoints is None:
+            return
+        if logs is not None or ends or seconds > SECONDS_BETWEEN_SAVES:
+            notes = {"is_stopped": logs is not None and model.stop_training}
+            position = dataclasses.replace(position, notes=notes)
+            self._checkpoints.save(position, logs)
+            self._last_save = time.monotonic()
+        if ends:
+            raise Preempted(
+                f"SIGTERM: saved after epoch {position.epoch}, step "
+                f"{position.step}; start the same command again to go on."
+            )
+
+    def _preemption_watched(self) -> contextlib.AbstractContextManager:
+        if self._checkpoints is None:
+            # Nothing could be saved: SIGTERM stays what it is.
+            return contextlib.nullcontext()
+        return self._preemption.watched()
+
+    def _check_steps_done(self, has_more: bool) -> None:
+        done = self._clock.steps
+        if self._loop.steps == done == 0 and not self._model.stop_training:
+            raise InputError("The dataset ended before the first batch.")
+        if not has_more and (self._steps_per_epoch is not None or done == 0):
+            wanted = "" if self._num_steps is None else f" of {self._num_steps}"
+            warnings.warn(
+                f"The dataset ended after {done}{wanted} steps; training stops "
+                "here. Use dataset.repeat().",
+                stacklevel=5,
+            )
+            self._model.stop_training = True
+        elif self._num_steps is None:
+            self.callbacks.set_params(self.callbacks.params | {"steps": done})
+
+
+def _memory_logs(strategy: tf.distribute.Strategy) -> dict[str, float]:
+    """The peak over devices, since the process began, in bytes."""
+    gpus = [
+        tf.DeviceSpec.from_string(device)
+        for device in devices_of(strategy)
+        if "GPU" in device
+    ]
+    peaks = [
+        tf.config.experimental.get_memory_info(f"GPU:{gpu.device_index}")[
+            "peak"
+        ]
+        for gpu in gpus
+    ]
+    return {"peak_memory_bytes": max(peaks)} if peaks else {}
