@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
 from recipes.data import digits
 from tfamp.errors import InputError
@@ -69,19 +70,20 @@ class ImageData:
           seed: shuffles the order of files; None keeps it. The order of the
             examples depends on nothing else.
         """
-        dataset = self.builder.as_dataset(
-            split=split,
-            shuffle_files=seed is not None,
-            decoders=tfds.decode.PartialDecoding(
-                {self.image_key: True, self.label_key: True},
-                {self.image_key: tfds.decode.SkipDecoding()},
-            ),
-            read_config=tfds.ReadConfig(
-                shuffle_seed=seed,
-                # Caching is the pipeline's business.
-                try_autocache=False,
-            ),
-        )
+        with _only_errors_logged():
+            dataset = self.builder.as_dataset(
+                split=split,
+                shuffle_files=seed is not None,
+                decoders=tfds.decode.PartialDecoding(
+                    {self.image_key: True, self.label_key: True},
+                    {self.image_key: tfds.decode.SkipDecoding()},
+                ),
+                read_config=tfds.ReadConfig(
+                    shuffle_seed=seed,
+                    # Caching is the pipeline's business.
+                    try_autocache=False,
+                ),
+            )
         return dataset.map(lambda e: (e[self.image_key], e[self.label_key]))
 
     def decode(self, encoded: tf.Tensor) -> tf.Tensor:
@@ -183,6 +185,17 @@ def _prepared(
             "writable folder or to one that holds a prepared copy."
         ) from error
     return builder
+
+
+@contextlib.contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """Hides that tfds warns of what it calls itself (partial decoding)."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager
