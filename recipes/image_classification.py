@@ -74,6 +74,7 @@ class Config:
     )
     workers: tuple[str, ...] = flag((), "host:port of each worker")
     worker_index: int | None = flag(None, "which of --workers this is")
+    num_workers: int | None = flag(None, "how many, for --cluster=kubernetes")
     dataset: str = flag("digits", "digits, or a TensorFlow Datasets name")
     data_dir: str = flag("", "folder of prepared data sets; default of tfds")
     eval_split: str = flag("auto", "split to evaluate on; validation or test")
@@ -169,6 +170,7 @@ def train(config: Config) -> dict[str, float]:
         cluster=config.cluster,
         workers=config.workers,
         worker_index=config.worker_index,
+        num_workers=config.num_workers,
     )
     keras.utils.set_random_seed(config.seed)
     precision = tfamp.set_precision(config.precision)

@@ -11,7 +11,12 @@ from tfamp.version import __version__
 
 if TYPE_CHECKING:
     from tfamp import callbacks, recipe
-    from tfamp.errors import InputError, LossScaleError
+    from tfamp.errors import (
+        InputError,
+        LossScaleError,
+        Preempted,
+        WorkerLostError,
+    )
     from tfamp.float32 import keep_float32
     from tfamp.formats import FORMATS
     from tfamp.hardware import detect_hardware, recommend
@@ -31,6 +36,8 @@ _HOMES = {
     "InputError": "errors",
     "LossScaleError": "errors",
     "LossScaleOptimizer": "loss_scale",
+    "Preempted": "errors",
+    "WorkerLostError": "errors",
     "detect_hardware": "hardware",
     "evaluate": "training",
     "fit": "training",
@@ -50,6 +57,8 @@ __all__ = [
     "InputError",
     "LossScaleError",
     "LossScaleOptimizer",
+    "Preempted",
+    "WorkerLostError",
     "__version__",
     "callbacks",
     "detect_hardware",

@@ -126,6 +126,24 @@ class Checkpoints:
         if self._random_state is not None:
             set_random_state(self._random_state)
 
+    def check_writable(self) -> None:
+        """Makes the directory and tries it, before any training is lost.
+
+        Raises:
+            InputError: on all workers, where the chief cannot write there.
+        """
+        problem = None
+        if self._folder.is_chief:
+            try:
+                self._folder.check_writable()
+            except InputError as error:
+                problem = error
+        is_problem = gather_number(self._strategy, int(problem is not None))
+        if any(is_problem):
+            raise problem or InputError(
+                f"The chief cannot save in {self._folder.directory}."
+            )
+
     def save(
         self, position: Position, logs: dict[str, float] | None = None
     ) -> None:

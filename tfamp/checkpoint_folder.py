@@ -6,8 +6,10 @@ killed while it was saved. The file `checkpoint` only repeats what the others
 say, so it is written and never believed.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -67,18 +69,37 @@ class Folder:
         """Whether TensorFlow recorded a checkpoint and none has an index."""
         return "checkpoint" in self._names() and not self.numbers()
 
+    def check_writable(self) -> None:
+        """Makes the directory, and a file in it for a moment.
+
+        Raises:
+            InputError: where that fails.
+        """
+        # Named as what a killed save leaves: deleted if this is killed.
+        probe = self.path("checkpoint.tmp")
+        with self._told_in_one_line():
+            tf.io.gfile.makedirs(self.directory)
+            with tf.io.gfile.GFile(probe, "w") as file:
+                file.write("")
+            tf.io.gfile.remove(probe)
+
     def save(self) -> None:
         """Saves a new one, and deletes those that are too many then.
 
         Raises:
             InputError: where the directory cannot be written.
         """
-        try:
+        with self._told_in_one_line():
             if self._manager is None:
                 self._manager = self._managed()
             # Never a number in use: a kill would leave half of either.
             number = max(self.numbers(), default=0) + 1
             self._manager.save(checkpoint_number=number)
+
+    @contextlib.contextmanager
+    def _told_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
         except _UNWRITABLE as error:
             raise InputError(
                 f"Cannot save checkpoints in {self.directory}: {error.message}"

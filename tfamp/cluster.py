@@ -211,7 +211,9 @@ def _from_tf_config(required):
     if not jobs and task == (None, None):
         if not required:
             return None
-        raise InputError(f"TF_CONFIG is not set; expected {example}.")
+        raise InputError(
+            f"TF_CONFIG is not set, or names no cluster; expected {example}."
+        )
     if not jobs or None in task:
         lacking = "task type and index" if jobs else "cluster"
         raise InputError(f"TF_CONFIG lacks the {lacking}; expected {example}.")

@@ -56,9 +56,21 @@ class OverflowWatch:
         self._seen = self._skipped()
         self._at_epoch_begin = dict(self._seen)
 
-    def begin_epoch(self) -> None:
-        """From here on, `logs` counts the skipped steps of a new epoch."""
-        self._at_epoch_begin = self._skipped()
+    def begin_epoch(self, skipped: Mapping[str, int] | None = None) -> None:
+        """From here on, `logs` counts the skipped steps of a new epoch.
+
+        Args:
+            skipped: what `skipped_at_epoch_begin` was in the run that this
+                one resumes in the middle of an epoch.
+        """
+        # Restored counts are no news.
+        self._seen = self._skipped()
+        self._at_epoch_begin = dict(skipped or self._seen)
+
+    @property
+    def skipped_at_epoch_begin(self) -> dict[str, int]:
+        """Skipped steps of the whole run, by optimizer, up to this epoch."""
+        return dict(self._at_epoch_begin)
 
     def logs(self) -> dict[str, float]:
         """`loss_scale` and `skipped_steps`, with a suffix if they are many."""

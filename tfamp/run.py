@@ -61,6 +61,7 @@ class Run:
         self._checkpoints = checkpoints
         self._preemption = Preemption()
         self._last_save = time.monotonic()
+        self._epochs_done = 0
         self._average_statistics = steps.average_statistics(model, strategy)
         self._evaluator = (
             None
@@ -71,7 +72,7 @@ class Run:
     def epochs(self, epochs: int) -> keras.callbacks.History:
         """Trains up to that epoch, from where the run stands."""
         model = self._model
-        begin = self._restore()
+        begin = self._restore(epochs)
         self.callbacks.on_train_begin()
         logs: dict[str, float] = {}
         first = max(begin.epoch, keras_internals.initial_epoch(model))
@@ -79,50 +80,62 @@ class Run:
             for epoch in range(first, epochs):
                 if model.stop_training:
                     break
-                done = begin.step if epoch == begin.epoch else 0
-                logs = self._epoch(epoch, done) or logs
-        if model.optimizer is not None:
+                is_begun = epoch == begin.epoch and begin.step > 0
+                where = begin if is_begun else Position(epoch)
+                logs = self._epoch(where) or logs
+        if model.optimizer is not None and not begin.notes.get("is_final"):
             # Weights that are averaged are the averages from here on.
             model.optimizer.finalize_variable_values(model.trainable_variables)
         self.callbacks.on_train_end(logs)
+        if logs and model.stop_training and self._checkpoints is not None:
+            # EarlyStopping has put the best weights back by now, and a run
+            # that is stopped does not go on from others.
+            notes = {"is_stopped": True, "is_final": True}
+            self._checkpoints.save(Position(self._epochs_done, notes=notes))
         return model.history
 
-    def _restore(self) -> Position:
-        position = self._checkpoints and self._checkpoints.restore()
+    def _restore(self, epochs: int) -> Position:
+        if self._checkpoints is None:
+            return Position(0)
+        position = self._checkpoints.restore()
+        self._checkpoints.check_writable()
         if position is None:
             return Position(0)
-        used_up = (position.epoch, position.step)
-        if self._steps_per_epoch is not None:
-            # One iterator serves all epochs.
-            used_up = (
-                0,
-                position.epoch * self._steps_per_epoch + position.step,
-            )
-        self._iterator = advance(
-            self._batches, self._dataset, epochs=used_up[0], steps=used_up[1]
-        )
-        self._checkpoints.restore_random_state()
         if position.notes.get("is_stopped"):
             logging.warning(
-                "The run was stopped by a callback after epoch %d, and stays "
-                "so; choose another checkpoint_dir to train on.",
+                "The run was stopped after epoch %d, and stays so; choose "
+                "another checkpoint_dir to train on.",
                 position.epoch,
             )
             self._model.stop_training = True
+        elif position.epoch < epochs:
+            self._go_to(position)
+        self._checkpoints.restore_random_state()
         return position
 
-    def _epoch(self, epoch: int, done: int) -> dict[str, float]:
+    def _go_to(self, position: Position) -> None:
+        """Finds the place in the data."""
+        epochs, steps = position.epoch, position.step
+        if self._steps_per_epoch is not None:
+            # One iterator serves all epochs.
+            epochs, steps = 0, epochs * self._steps_per_epoch + steps
+        self._iterator = advance(
+            self._batches, self._dataset, epochs=epochs, steps=steps
+        )
+
+    def _epoch(self, begin: Position) -> dict[str, float]:
         """Trains and evaluates for one epoch; returns its logs, if any.
 
-        `done` of its steps were done before this process.
+        Its first steps may have been done before this process.
         """
-        if not done:
+        epoch = begin.epoch
+        if not begin.step:
             self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
         if self._iterator is None:
             self._iterator = iter(self._batches)
-        self._watch.begin_epoch()
-        self._clock.begin_epoch(done)
+        self._watch.begin_epoch(begin.notes.get("skipped_at_epoch_begin"))
+        self._clock.begin_epoch(begin.step)
         has_more = True
         while has_more and not self._model.stop_training:
             wanted = self._pace.steps
@@ -145,6 +158,7 @@ class Run:
             self.callbacks.on_test_end(results)
             logs |= {f"val_{name}": value for name, value in results.items()}
         self.callbacks.on_epoch_end(epoch, logs)
+        self._epochs_done = epoch + 1
         self._agree_and_save(Position(epoch + 1), logs)
         return logs
 
@@ -190,7 +204,10 @@ class Run:
         if self._checkpoints is None:
             return
         if logs is not None or ends or seconds > SECONDS_BETWEEN_SAVES:
-            notes = {"is_stopped": logs is not None and model.stop_training}
+            notes = {
+                "is_stopped": logs is not None and model.stop_training,
+                "skipped_at_epoch_begin": self._watch.skipped_at_epoch_begin,
+            }
             position = dataclasses.replace(position, notes=notes)
             self._checkpoints.save(position, logs)
             self._last_save = time.monotonic()

@@ -38,6 +38,7 @@ def get_strategy(
     cluster: str = "auto",
     workers: Sequence[str] = (),
     worker_index: int | None = None,
+    num_workers: int | None = None,
 ) -> tf.distribute.Strategy:
     """The strategy of that name over the devices that are here.
 
@@ -57,6 +58,8 @@ def get_strategy(
             "kubernetes". "auto" asks `workers`, then TF_CONFIG.
         workers: "host:port" of each worker, in one order on all of them.
         worker_index: which of `workers` this process is.
+        num_workers: how many there are, for "kubernetes": a pod cannot tell
+            a small cluster from one that is still starting.
 
     Returns:
         A strategy. Build the model in its `scope()`.
@@ -81,7 +84,9 @@ def get_strategy(
     if name == "tpu" or (name == "auto" and (tpu or _has_tpu())):
         return tpu_strategy(tpu)
     if name in ("auto", "multi_worker"):
-        resolver = resolve_cluster(cluster, workers, worker_index)
+        resolver = resolve_cluster(
+            cluster, workers, worker_index, num_workers=num_workers
+        )
         if resolver is not None:
             return multi_worker_strategy(resolver)
         if name == "multi_worker":

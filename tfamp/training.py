@@ -158,13 +158,15 @@ def evaluate(
 
     Raises:
         InputError: for a model or data that cannot be used.
+        WorkerLostError: another worker stopped answering.
     """
     preconditions.check_compiled(model)
     preconditions.check_counts({"steps": steps})
     evaluator = Evaluator(model, dataset, steps)
     with model.distribute_strategy.scope():
         keras_internals.build_everything(model, dataset.element_spec)
-    return evaluator.run()
+    with worker_errors():
+        return evaluator.run()
 
 
 def _progress(verbose: int | str) -> list[ProgressBar]:

@@ -68,7 +68,7 @@ def worker_errors() -> Iterator[None]:
             raise
         raise WorkerLostError(
             f"{_lost_workers(message)} stopped answering, and training cannot "
-            "go on; the output of the worker that ended first says why. Restart "
+            "go on; the output of the first that ended says why. Restart "
             "the job: it resumes from its checkpoint_dir, if it has one."
         ) from error
 
