@@ -13,14 +13,8 @@ import tensorflow as tf
 from keras import ops
 
 from tfamp.errors import InputError
-from tfamp.loss_scale import (
-    LossScaleOptimizer,
-    ScaleRule,
-    ScaleState,
-    count_step,
-    move_scale,
-    wrap_optimizer,
-)
+from tfamp.loss_scale import LossScaleOptimizer, wrap_optimizer
+from tfamp.scale_rule import ScaleRule, ScaleState, count_step, move_scale
 
 RULE = ScaleRule(
     growth_factor=2.0,
