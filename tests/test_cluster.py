@@ -404,6 +404,12 @@ def test_lost_worker_is_named_in_one_line(error):
     [
         tf.errors.UnavailableError(None, None, "Bucket is not available"),
         tf.errors.InvalidArgumentError(None, None, LOST),
+        tf.errors.InternalError(
+            None,
+            None,
+            "Collective ops is aborted by: Collective instance 212 expected "
+            "type 0 and data_type 9 but got type 0 and data_type 1",
+        ),
         ValueError(LOST),
     ],
 )

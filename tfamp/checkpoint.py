@@ -56,7 +56,7 @@ class Checkpoints:
 
     Args:
         model: compiled, its variables and its optimizers' all built.
-        directory: made with the first save; may be on a file system that
+        directory: made when it is first written; on any file system that
             `tf.io.gfile` knows.
         monitor: the name in the logs of what makes a checkpoint the best;
             None for "val_loss" where there is one, else "loss".

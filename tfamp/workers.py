@@ -45,6 +45,9 @@ _LOST_MARKS = re.compile(
     r"|tensorflow\.WorkerService|different incarnation",
     re.IGNORECASE,
 )
+# Workers that do different things abort each other too; that is a bug, and
+# keeps its traceback.
+_OUT_OF_STEP_MARKS = re.compile(r"expected (type|shape)|mismatch")
 _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 
 
@@ -64,7 +67,8 @@ def worker_errors() -> Iterator[None]:
         yield
     except _LOST as error:
         message = f"{error.message}"
-        if not _LOST_MARKS.search(message):
+        is_lost = _LOST_MARKS.search(message)
+        if not is_lost or _OUT_OF_STEP_MARKS.search(message):
             raise
         raise WorkerLostError(
             f"{_lost_workers(message)} stopped answering, and training cannot "

@@ -1,0 +1,341 @@
+"""What the worker processes of `test_multi_worker` run.
+
+    python -m tests.multi_worker_program FOLDER SCENARIO ...
+
+One start runs several scenarios one after another; TF_CONFIG says who the
+workers are. Each worker writes what a scenario left it with to
+`FOLDER/SCENARIO-WORKER.npz`. The scenarios are functions of a strategy, so
+that a test can run the same one in a single process.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import threading
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfamp
+from recipes import image_classification
+from tests import resumable_run, test_fit_matrix
+from tests import test_overflow_on_replicas as overflows
+
+# Divisible by 2 and 3 workers, and by as many microbatches.
+BATCH = 12
+RECIPE_STEPS = 6
+EPOCHS, EPOCH_STEPS = 6, resumable_run.STEPS
+
+# Half of the matrix, in which any two choices still meet in every way.
+MATRIX_ROW = [
+    (precision, jit, microbatches, steps_per_loop)
+    for precision, jit, microbatches, steps_per_loop in (
+        test_fit_matrix.COMBINATIONS
+    )
+    if jit == ((microbatches == 1) == (steps_per_loop == 1))
+]
+
+# Clocks: each worker reads its own.
+_SPEEDS = ("examples_per_second", "step_milliseconds")
+
+
+def small(strategy, microbatches=1):
+    """A model without batch normalization, in float16."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((10 * BATCH, 6)).astype("float32")
+    y = generator.integers(0, 4, 10 * BATCH)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(
+        BATCH, drop_remainder=True
+    )
+    with strategy.scope():
+        model = _classifier("mixed_float16")
+    history = tfamp.fit(model, dataset, microbatches=microbatches, verbose=0)
+    return _weights(model) | _counters(model) | _logs(history)
+
+
+def recipe(strategy, microbatches=1):
+    """A few steps of the image recipe, in float16."""
+    config = image_classification.Config(
+        batch_size=BATCH, epochs=1, warmup_epochs=0.0, learning_rate=0.02
+    )
+    tfamp.set_precision("mixed_float16")
+    dataset, _ = image_classification.make_datasets(config)
+    with strategy.scope():
+        model = image_classification.build_model(config)
+    history = tfamp.fit(
+        model,
+        dataset.take(RECIPE_STEPS),
+        microbatches=microbatches,
+        verbose=0,
+    )
+    return _weights(model) | _counters(model) | _logs(history)
+
+
+def overflow(strategy):
+    """Gradients that are not finite on worker 0, on 1, on both."""
+    model = overflows.build(strategy)
+    train = overflows.with_tfamp_fit(model)
+    half = overflows.ROWS // 2
+    taken = {"clean": [], "poisoned": []}
+    train(overflows.batch())
+    for rows in ([0], [half], [0, half]):
+        taken["clean"].append(_snapshot(model))
+        train(overflows.batch(poisoned_rows=rows))
+        taken["poisoned"].append(_snapshot(model))
+        train(overflows.batch())
+    taken["clean"].append(_snapshot(model))
+    return {
+        f"{kind}{i}_{name}": value
+        for kind, snapshots in taken.items()
+        for i, values in enumerate(snapshots)
+        for name, value in values.items()
+    }
+
+
+def stop(strategy):
+    """One worker alone wants to stop; then a callback that all have."""
+
+    class Stop(keras.callbacks.Callback):
+        def __init__(self, worker, *, after_step=None, after_epoch=None):
+            super().__init__()
+            self._is_here = worker == _worker(strategy)
+            self._step, self._epoch = after_step, after_epoch
+
+        def on_train_batch_end(self, batch, logs=None):
+            if self._is_here and batch + 1 == self._step:
+                self.model.stop_training = True
+
+        def on_epoch_end(self, epoch, logs=None):
+            if self._is_here and epoch + 1 == self._epoch:
+                self.model.stop_training = True
+
+    never_better = keras.callbacks.EarlyStopping(
+        "loss", min_delta=1e9, patience=2, restore_best_weights=True
+    )
+    results = {}
+    for name, callback in {
+        "step_on_0": Stop(0, after_step=2),
+        "step_on_1": Stop(1, after_step=2),
+        "epoch_on_1": Stop(1, after_epoch=2),
+        "early": never_better,
+    }.items():
+        with strategy.scope():
+            model = _classifier("float32")
+        history = tfamp.fit(
+            model,
+            _uneven(),
+            epochs=6,
+            steps_per_loop=1,
+            callbacks=[callback],
+            verbose=0,
+        )
+        results[f"{name}_epochs"] = len(history.epoch)
+        values = _weights(model) | _counters(model)
+        results |= {f"{name}_{key}": value for key, value in values.items()}
+    return results
+
+
+def evaluation(strategy):
+    """Last batches of fewer rows than workers, in training and after."""
+
+    class Rows(keras.metrics.Sum):
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            super().update_state(tf.ones(tf.shape(y_true)[0]))
+
+    with strategy.scope():
+        model = _classifier("float32", metrics=["accuracy", Rows(name="rows")])
+    history = tfamp.fit(
+        model, _uneven(), epochs=2, validation_data=_uneven(25), verbose=0
+    )
+    results = tfamp.evaluate(model, _uneven(37))
+    return (
+        _weights(model)
+        | _logs(history)
+        | {f"evaluate_{name}": value for name, value in results.items()}
+    )
+
+
+def files(strategy, folder):
+    """Callbacks that write, on each worker into a folder of its own."""
+    folder = folder / f"files-{_worker(strategy)}"
+    folder.mkdir()
+    config = image_classification.Config(output_dir=str(folder / "run"))
+    with strategy.scope():
+        model = _classifier("float32")
+    history = tfamp.fit(
+        model,
+        _uneven(),
+        epochs=2,
+        callbacks=[
+            *tfamp.recipe.run_callbacks(config),
+            keras.callbacks.ModelCheckpoint(str(folder / "model.keras")),
+            keras.callbacks.CSVLogger(str(folder / "log.csv")),
+            keras.callbacks.BackupAndRestore(str(folder / "backup")),
+        ],
+        verbose=2,
+    )
+    return _weights(model) | _logs(history)
+
+
+def matrix(strategy):
+    """The row of `test_fit_matrix` for several workers."""
+    return {
+        f"{i}_{name}": value
+        for i, combination in enumerate(MATRIX_ROW)
+        for name, value in test_fit_matrix.train(strategy, *combination).items()
+    }
+
+
+def resumable(strategy, directory=None, callbacks=()):
+    """Trains with state of all kinds; saves and resumes in a directory."""
+    with strategy.scope():
+        model = resumable_run.build_model()
+    tfamp.fit(
+        model,
+        resumable_run.make_dataset(),
+        epochs=EPOCHS,
+        steps_per_loop=1,
+        checkpoint_dir=directory,
+        callbacks=callbacks,
+        on_overflow="ignore",
+        verbose=0,
+    )
+    values = resumable_run.state_of(model)
+    return {f"state{i}": value for i, value in enumerate(values)}
+
+
+def interrupted(strategy, folder, number, worker, epoch):
+    """`resumable`, in which one worker gets a signal in the given epoch."""
+    if worker != _worker(strategy):
+        epoch = None
+    return resumable(
+        strategy, folder / "checkpoints", [_Interruption(number, epoch)]
+    )
+
+
+class _Interruption(keras.callbacks.Callback):
+    """Tells of each step, and sends this process a signal in an epoch."""
+
+    def __init__(self, number, epoch):
+        super().__init__()
+        self._number, self._fatal_epoch = number, epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        print(f"step {self._epoch * EPOCH_STEPS + batch + 1}", flush=True)
+        if self._epoch == self._fatal_epoch and batch == EPOCH_STEPS // 3:
+            # Not here between two steps, but while the next ones run.
+            threading.Timer(0.002, os.kill, (os.getpid(), self._number)).start()
+
+
+def _classifier(precision, metrics=("accuracy",)):
+    with tfamp.precision_scope(precision):
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(16, activation="gelu"),
+                keras.layers.LayerNormalization(),
+                keras.layers.Dense(4, dtype="float32"),
+            ]
+        )
+        # No Adam: it hides a factor on the gradients.
+        model.compile(
+            tfamp.wrap_optimizer(
+                keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=2.0)
+            ),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=list(metrics),
+            auto_scale_loss=False,
+        )
+    return model
+
+
+def _uneven(rows=13):
+    """Batches of 6 rows, and a last one of one row."""
+    generator = np.random.default_rng(rows)
+    x = generator.standard_normal((rows, 6)).astype("float32")
+    y = generator.integers(0, 4, rows)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(6)
+
+
+def _weights(model):
+    """By role and path; Keras numbers the layers of later models on."""
+    return {
+        f"{role}{i}": variable.numpy()
+        for role, variables in {
+            "weight": model.trainable_variables,
+            "statistic": model.non_trainable_variables,
+        }.items()
+        for i, variable in enumerate(variables)
+    }
+
+
+def _counters(model):
+    names = ("scale", "skipped", "consecutive", "iterations")
+    return dict(zip(names, overflows.counters(model.optimizer), strict=True))
+
+
+def _logs(history):
+    return {
+        f"history_{name}": np.array(values)
+        for name, values in history.history.items()
+        if name not in _SPEEDS
+    }
+
+
+def _snapshot(model):
+    """Weights, moments, averages and counters."""
+    (values,) = zip(*overflows.snapshot(model).values(), strict=True)
+    return _counters(model) | {f"state{i}": v for i, v in enumerate(values)}
+
+
+def _worker(strategy):
+    return strategy.cluster_resolver.task_id
+
+
+def main(folder, *scenarios):
+    """Runs scenarios; one may have arguments: `NAME:JSON OBJECT`."""
+    folder = pathlib.Path(folder)
+    strategy = tfamp.get_strategy("multi_worker")
+    tf.config.experimental.enable_op_determinism()
+    for scenario in scenarios:
+        begin = time.monotonic()
+        name, _, arguments = scenario.partition(":")
+        # As the fixture of the tests does.
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy("float32")
+        match name:
+            case "interrupted":
+                results = interrupted(strategy, folder, **json.loads(arguments))
+            case "files":
+                results = files(strategy, folder)
+            case _:
+                results = SCENARIOS[name](strategy)
+        np.savez(folder / f"{name}-{_worker(strategy)}.npz", **results)
+        print(f"{name} took {time.monotonic() - begin:.1f} s", flush=True)
+
+
+SCENARIOS = {
+    "small": small,
+    "recipe": recipe,
+    "overflow": overflow,
+    "stop": stop,
+    "evaluation": evaluation,
+    "matrix": matrix,
+    "resumable": resumable,
+}
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (Exception, SystemExit) as error:
+        described = tfamp.recipe.describe_exit(error)
+        if described is None:
+            raise
+        print(f"tfamp: {described[0]}", file=sys.stderr, flush=True)
+        sys.exit(described[1])
