@@ -91,3 +91,14 @@ def test_public_names_resolve_and_are_documented(name):
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         tfamp.fitt  # noqa: B018
+
+
+def test_every_module_has_its_place_on_the_map():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    absent = [
+        path.stem
+        for path in MODULES
+        if path.stem not in ("__init__", "errors", "version")
+        and f"`{path.stem}`" not in text
+    ]
+    assert not absent
