@@ -1,6 +1,6 @@
 """One training run whose precision changes each time it is preempted.
 
-    python -m benchmarks.resume_precision --output_dir=/tmp/switched
+    python -m benchmarks.resume_precision --output_dir=runs/switched
 
 Runs the image recipe as a program, sends it SIGTERM after some epochs, and
 starts it again on the same checkpoints with the next precision. Prints, as a

@@ -142,6 +142,7 @@ def test_a_model_without_call_is_left_as_it_is():
     model = keras.Model()
     model.compile("adam")
     keras_internals.build_everything(model, tf.TensorSpec((None, 3)))
+    assert not model.built
 
 
 def test_another_optimizer_is_saved_with_the_model(tmp_path):
