@@ -10,6 +10,7 @@ import functools
 import keras
 import pytest
 import tensorflow as tf
+from absl import logging
 
 # Relative and absolute agreement of float32 results that were summed in
 # another order (replicas, microbatches, XLA).
@@ -54,3 +55,13 @@ def mirrored():
         )
 
     return make
+
+
+@pytest.fixture
+def warnings_of_absl(monkeypatch):
+    """The lines that tfamp warns with, as they come."""
+    lines = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    return lines

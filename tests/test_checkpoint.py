@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 
 import tfamp
 from tests.resumable_run import (
@@ -34,15 +33,6 @@ def saved_run(directory, saves=2):
         model.optimizer.inner_optimizer.iterations.assign(100 + epoch)
         checkpoints.save(Position(epoch))
     return model, checkpoints
-
-
-@pytest.fixture
-def warnings_of_absl(monkeypatch):
-    lines = []
-    monkeypatch.setattr(
-        logging, "warning", lambda text, *values: lines.append(text % values)
-    )
-    return lines
 
 
 class TestRestore:

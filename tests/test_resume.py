@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 
 import tfamp
 from tests.resumable_run import (
@@ -100,15 +99,6 @@ def never_stopped(tmp_path_factory):
     job.start(saves=False)
     assert job.end() == 0, job.errors.read_text()
     return job.result()
-
-
-@pytest.fixture
-def warnings_of_absl(monkeypatch):
-    lines = []
-    monkeypatch.setattr(
-        logging, "warning", lambda text, *values: lines.append(text % values)
-    )
-    return lines
 
 
 def test_a_run_killed_ten_times_ends_with_the_same_bits(

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from tfamp.errors import InputError
+from tfamp.precision import precision_of
 from tfamp.version import __version__
 
 SCHEMA = "tfamp.run/1"
@@ -24,7 +25,7 @@ SCHEMA = "tfamp.run/1"
 class RunRecord(keras.callbacks.Callback):
     """Keeps `run.json` in the output folder, from the first step to the end.
 
-    It holds `schema`, `precision` (the model's dtype policy), `strategy`,
+    It holds `schema`, `precision` (what its layers compute in), `strategy`,
     `replicas`, `versions`, `hardware`, `config`, `git` (commit and whether
     tracked files differ from it, of the checkout that holds the config's
     class; null outside one), `start_time` and `end_time` (UTC, ISO 8601),
@@ -58,7 +59,7 @@ class RunRecord(keras.callbacks.Callback):
         strategy = self.model.distribute_strategy
         record = {
             "schema": SCHEMA,
-            "precision": self.model.dtype_policy.name,
+            "precision": precision_of(self.model),
             "strategy": type(strategy).__name__.lstrip("_"),
             "replicas": strategy.num_replicas_in_sync,
             "versions": {
