@@ -17,9 +17,7 @@ Photographs: --dataset=cifar10, or --dataset=imagenet2012 --model=resnet50
 --batch_size=1024 --learning_rate=0.4 --epochs=90 (not measured here).
 """
 
-import collections
 import dataclasses
-import math
 from typing import Literal
 
 import keras
@@ -42,79 +40,36 @@ _SHUFFLED_EXAMPLES = 16384
 _VARYING_IMAGE_SIZE = 224
 _EVAL_RIM = 1 - 224 / 256
 
-_RANGES = {
-    "batch_size": (1, math.inf),
-    "epochs": (1, math.inf),
-    "image_size": (0, math.inf),
-    "learning_rate": (0, math.inf),
-    "warmup_epochs": (0, math.inf),
-    "weight_decay": (0, math.inf),
-    "label_smoothing": (0, 1),
-    "ema_momentum": (0, 1),
-    "steps_per_loop": (0, math.inf),
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(tfamp.recipe.RunConfig):
     """The flags of this recipe."""
 
-    precision: str = flag(
-        "auto", "auto, float32, mixed_bfloat16 or mixed_float16"
-    )
-    strategy: str = flag(
-        "auto", "auto, one_device, mirrored, multi_worker or tpu"
-    )
-    num_devices: int | None = flag(
-        None, "devices of this host; none for all GPUs. On a CPU: logical ones"
-    )
-    tpu: str = flag("", "name or address of a TPU; that of this machine")
-    cluster: Literal["auto", "tf_config", "slurm", "kubernetes"] = flag(
-        "auto", "who describes the workers; auto: --workers or TF_CONFIG"
-    )
-    workers: tuple[str, ...] = flag((), "host:port of each worker")
-    worker_index: int | None = flag(None, "which of --workers this is")
-    num_workers: int | None = flag(None, "how many, for --cluster=kubernetes")
     dataset: str = flag("digits", "digits, or a TensorFlow Datasets name")
-    data_dir: str = flag("", "folder of prepared data sets; default of tfds")
     eval_split: str = flag("auto", "split to evaluate on; validation or test")
     model: Literal["resnet_small", "resnet50"] = flag(
         "resnet_small", "resnet_small is made for 8 to 64 pixels a side"
     )
-    image_size: int = flag(0, "pixels a side; 0: as stored, 224 if it varies")
+    image_size: int = flag(
+        0, "pixels a side; 0: as stored, 224 if it varies", minimum=0
+    )
     augment: Literal["auto", "none", "affine", "crop_flip"] = flag(
         "auto", "auto: affine for grayscale images, crop_flip for color"
     )
-    batch_size: int = flag(64, "examples in a step, over all devices")
-    microbatches: int = flag(1, "pieces that a device's batch is split into")
-    epochs: int = flag(30, "passes over the training data")
-    learning_rate: float = flag(0.1, "at its peak, after the warm-up")
-    warmup_epochs: float = flag(2.0, "epochs of linear warm-up")
-    weight_decay: float = flag(5e-4, "of kernels; norms and biases are spared")
-    label_smoothing: float = flag(0.1, "share of the target spread evenly")
-    ema_momentum: float = flag(0.98, "of the averaged weights; 0: no average")
-    steps_per_loop: int = flag(0, "steps in one graph call; 0: automatic")
-    jit: Literal["auto", "on", "off"] = flag("auto", "XLA; auto: GPU and TPU")
-    all_reduce_dtype: Literal["own", "float16", "bfloat16"] = flag(
-        "own", "in which gradients cross between replicas"
+    epochs: int = flag(30, "passes over the training data", minimum=1)
+    learning_rate: float = flag(
+        0.1, "at its peak, after the warm-up", minimum=0
     )
-    on_overflow: Literal["log", "ignore", "stop"] = flag(
-        "log", "what to do about a step that is not finite"
+    warmup_epochs: float = flag(2.0, "epochs of linear warm-up", minimum=0)
+    weight_decay: float = flag(
+        5e-4, "of kernels; norms and biases are spared", minimum=0
     )
-    seed: int = flag(0, "of weights, order and augmentation")
-    output_dir: str = flag("", "folder for logs; none if empty")
-    checkpoint_dir: str = flag(
-        "", "folder to save in, and to resume from; none if empty"
+    label_smoothing: float = flag(
+        0.1, "share of the target spread evenly", minimum=0, below=1
     )
-
-    def __post_init__(self):
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value < high:
-                raise tfamp.InputError(
-                    f"{name}={value} is out of range; expected a number in "
-                    f"[{low}, {high})."
-                )
+    ema_momentum: float = flag(
+        0.98, "of the averaged weights; 0: no average", minimum=0, below=1
+    )
 
 
 def make_datasets(config: Config) -> tuple[tf.data.Dataset, tf.data.Dataset]:
@@ -163,49 +118,14 @@ def build_model(config: Config) -> keras.Model:
 
 def train(config: Config) -> dict[str, float]:
     """Trains, and evaluates the averaged weights; returns the metrics."""
-    strategy = tfamp.get_strategy(
-        config.strategy,
-        num_devices=config.num_devices,
-        tpu=config.tpu,
-        cluster=config.cluster,
-        workers=config.workers,
-        worker_index=config.worker_index,
-        num_workers=config.num_workers,
-    )
-    keras.utils.set_random_seed(config.seed)
-    precision = tfamp.set_precision(config.precision)
+    strategy = tfamp.recipe.start(config)
     train_batches, eval_batches = make_datasets(config)
     with strategy.scope():
         model = build_model(config)
-    print(f"precision {precision}")
-    # A second call changes nothing, and tells what the first one did.
-    float32_layers = tfamp.keep_float32(model)
-    reasons = collections.Counter(layer.reason for layer in float32_layers)
-    for reason, count in reasons.items():
-        print(f"  float32 in {count} layers: {reason}")
-    tfamp.fit(
-        model,
-        train_batches,
-        epochs=config.epochs,
-        validation_data=eval_batches,
-        callbacks=tfamp.recipe.run_callbacks(config),
-        microbatches=config.microbatches,
-        steps_per_loop=config.steps_per_loop or "auto",
-        jit={"auto": "auto", "on": True, "off": False}[config.jit],
-        all_reduce_dtype=_none_if(config.all_reduce_dtype, "own"),
-        checkpoint_dir=_none_if(config.checkpoint_dir, ""),
-        on_overflow=config.on_overflow,
-    )
+    tfamp.recipe.print_float32_layers(model)
+    tfamp.recipe.fit(model, train_batches, eval_batches, config)
     # fit leaves the averaged weights in the model.
-    results = tfamp.evaluate(model, eval_batches)
-    return results | {
-        "skipped_steps": int(model.optimizer.skipped_steps.numpy()),
-        "loss_scale": float(model.optimizer.dynamic_scale.numpy()),
-    }
-
-
-def _none_if(value, empty):
-    return None if value == empty else value
+    return tfamp.recipe.final_metrics(model, eval_batches)
 
 
 def resnet_small(x, num_classes: int):

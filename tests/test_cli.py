@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tfamp import cli
+from tfamp.commands import formats as formats_command
 from tfamp.errors import InputError
 from tfamp.formats import FORMATS
 from tfamp.hardware import KNOWN_HARDWARE, Hardware
@@ -126,7 +127,7 @@ def test_an_input_error_of_the_library_is_reported_in_one_line(
     def refuse(args):
         raise InputError("Bad\n  thing.")
 
-    monkeypatch.setattr(cli, "_formats", refuse)
+    monkeypatch.setattr(formats_command, "_run", refuse)
     assert run(capsys, "formats") == (2, "", "tfamp: Bad thing.\n")
 
 
@@ -134,7 +135,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def fail(args):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(cli, "_formats", fail)
+    monkeypatch.setattr(formats_command, "_run", fail)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["formats"])
 

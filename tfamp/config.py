@@ -7,6 +7,7 @@ and the `--config.FIELD=VALUE` of the commands.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,44 @@ from absl import flags
 from tfamp.errors import InputError
 
 
-def flag(default: Any, help: str) -> Any:
-    """A field of `Config` with its default and its line in `--help`."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def flag(
+    default: Any,
+    help: str,
+    *,
+    minimum: float = -math.inf,
+    below: float = math.inf,
+) -> Any:
+    """A field of `Config` with its default and its line in `--help`.
+
+    Args:
+        default: what it is where nobody says otherwise.
+        help: what the field means, and in which unit.
+        minimum: the least number that is allowed.
+        below: numbers must be less than it.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "minimum": minimum, "below": below},
+    )
+
+
+def check_ranges(config: Any) -> None:
+    """Checks the numbers of a config made of `flag` fields.
+
+    Raises:
+        InputError: one is out of its range, or NaN.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        low = field.metadata.get("minimum", -math.inf)
+        high = field.metadata.get("below", math.inf)
+        if not low <= value < high:
+            raise InputError(
+                f"{field.name}={value} is out of range; expected a number in "
+                f"[{low}, {high})."
+            )
 
 
 def parse_flags(

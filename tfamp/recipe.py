@@ -3,7 +3,8 @@
 A recipe is one Python file with these names:
 
 *   `Config`: a frozen dataclass. Each field becomes a flag, and its default
-    is written there and nowhere else. `RECIPE_FIELDS` must be among them.
+    is written there and nowhere else. `RECIPE_FIELDS` must be among them;
+    `RunConfig` has all of these but `dataset`.
 *   `make_datasets(config) -> (train, eval)`: two batched `tf.data.Dataset`s.
 *   `build_model(config) -> keras.Model`: compiled, built in the caller's
     strategy scope.
@@ -34,17 +35,30 @@ from tfamp.errors import (
     Preempted,
     WorkerLostError,
 )
+from tfamp.run_config import (
+    RunConfig,
+    final_metrics,
+    fit,
+    print_float32_layers,
+    run_callbacks,
+    start,
+)
 
 __all__ = [
     "RECIPE_FIELDS",
     "RECIPE_NAMES",
+    "RunConfig",
     "configure",
     "describe_exit",
+    "final_metrics",
+    "fit",
     "flag",
     "load_recipe",
     "main",
+    "print_float32_layers",
     "quiet_tensorflow",
     "run_callbacks",
+    "start",
 ]
 
 RECIPE_NAMES = ("Config", "make_datasets", "build_model", "train")
@@ -120,23 +134,6 @@ def load_recipe(name_or_path: str) -> types.ModuleType:
     if missing:
         raise InputError(f"Recipe {name_or_path!r} lacks {', '.join(missing)}.")
     return recipe
-
-
-def run_callbacks(config: Any) -> list:
-    """The callbacks that write `config.output_dir`; none where it is ''.
-
-    Raises:
-        InputError: The folder cannot be written.
-    """
-    if not config.output_dir:
-        return []
-    from tfamp import callbacks
-
-    return [
-        callbacks.RunRecord(config.output_dir, config),
-        callbacks.MetricsLog(config.output_dir),
-        callbacks.TensorBoardScalars(config.output_dir),
-    ]
 
 
 def describe_exit(error: BaseException) -> tuple[str, int] | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals, overflow, preconditions, steps
+from tfamp import keras_internals, observers, overflow, preconditions, steps
 from tfamp.callbacks import FILE_WRITERS, ProgressBar
 from tfamp.checkpoint import Checkpoints
 from tfamp.consensus import is_chief
@@ -85,6 +85,9 @@ def fit(
     preconditions.check_counts({"steps_per_epoch": steps_per_epoch})
     preconditions.check_compiled(model)
     strategy = model.distribute_strategy
+    observer = observers.current()
+    dataset = observer.change_dataset(dataset)
+    callbacks = [*callbacks, *observer.callbacks]
     preconditions.check_batches(dataset, strategy, microbatches)
     is_custom = type(model).train_step is not keras.Model.train_step
     jit = preconditions.resolve_jit(jit, model, strategy, is_custom)

@@ -1,0 +1,60 @@
+"""What a report is made of: parts with a verdict, plots, tables and notes.
+
+Each analysis turns its JSON into a `Part`; `report` puts parts on a page.
+Nothing here needs matplotlib.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A picture.
+
+    Attributes:
+        svg: the `<svg>` element.
+        caption: what is to be seen, in a sentence or two.
+        alternative: for who cannot see it: the same finding in words.
+    """
+
+    svg: str
+    caption: str
+    alternative: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Figures in rows.
+
+    Attributes:
+        caption: what the rows are.
+        columns: the headings, units included.
+        rows: cells as text, in the columns' order.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One analysis on the page.
+
+    Attributes:
+        title: such as "Parity".
+        verdict: the finding, in one or two sentences.
+        is_good: whether the finding is what one hopes for; None where there
+            is nothing to judge.
+        plots: pictures, the most telling first.
+        tables: figures.
+        notes: sentences on how it was measured, and what is to be doubted.
+    """
+
+    title: str
+    verdict: str
+    is_good: bool | None = None
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
