@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tfamp.commands import doctor, formats, recipe_argument
+from tfamp.commands import doctor, formats, new, recipe_argument
 from tfamp.errors import InputError
 from tfamp.recipe import describe_exit
 from tfamp.version import __version__
 
-_COMMANDS = (doctor, formats)
+_COMMANDS = (doctor, formats, new)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
