@@ -29,7 +29,7 @@ def test_settings_stand_anywhere_and_become_fields():
 
 @pytest.mark.parametrize("argument", ["--config.seed", "--config.=3"])
 def test_a_setting_without_a_field_or_value_is_refused(argument):
-    with pytest.raises(tfamp.InputError, match="--config.FIELD=VALUE"):
+    with pytest.raises(tfamp.InputError, match=r"--config\.FIELD=VALUE"):
         recipe_argument.split_settings([RECIPE, argument])
 
 
