@@ -6,7 +6,10 @@ runs in a process of its own.
 """
 
 import functools
+import json
+import pathlib
 
+import jsonschema
 import keras
 import pytest
 import tensorflow as tf
@@ -65,3 +68,16 @@ def warnings_of_absl(monkeypatch):
         logging, "warning", lambda text, *values: lines.append(text % values)
     )
     return lines
+
+
+@pytest.fixture(scope="session")
+def fits_schema():
+    """Checks a record against its schema in docs/schemas."""
+    folder = pathlib.Path(__file__).parent.parent / "docs" / "schemas"
+
+    def check(record):
+        name = record["schema"].removeprefix("tfamp.").removesuffix("/1")
+        schema = json.loads((folder / f"{name}.schema.json").read_text())
+        jsonschema.validate(record, schema)
+
+    return check

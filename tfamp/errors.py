@@ -20,6 +20,21 @@ class LossScaleError(RuntimeError):
     """Training cannot go on: the scale is at its floor and still overflows."""
 
 
+class JobError(RuntimeError):
+    """A process that was started for its result failed.
+
+    Attributes:
+        status: its exit status, 128 + N where signal N ended it; None where
+            it took too long and was killed.
+        last_line: the last line of its output.
+    """
+
+    def __init__(self, message: str, status: int | None, last_line: str):
+        super().__init__(message)
+        self.status = status
+        self.last_line = last_line
+
+
 class WorkerLostError(RuntimeError):
     """Another worker stopped answering, or never came; this one must stop.
 

@@ -37,7 +37,7 @@ def run_guarded(work: Callable[[queue.SimpleQueue], int]) -> int:
     Returns:
         That status; 128 + N where signal N ended the forked process.
     """
-    _adopt_orphans()
+    adopt_orphans()
     # A signal that comes before the handlers are there waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     lifeline, held_end = os.pipe()
@@ -64,6 +64,12 @@ def run_guarded(work: Callable[[queue.SimpleQueue], int]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def adopt_orphans() -> None:
+    """Makes this process the parent of all that lose theirs below it."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def kill_descendants() -> None:
     """Kills all processes below this one with SIGKILL, and waits for them."""
     while True:
@@ -85,7 +91,7 @@ def _work_and_exit(work, lifeline):
     try:
         # Out of the terminal's foreground group: Ctrl-C comes once, passed on.
         os.setsid()
-        _adopt_orphans()
+        adopt_orphans()
         threading.Thread(
             target=_die_with_caller, args=(lifeline,), daemon=True
         ).start()
@@ -108,11 +114,6 @@ def _die_with_caller(lifeline):
     os.read(lifeline, 1)  # Nothing is ever written: this is its end.
     kill_descendants()
     os._exit(1)
-
-
-def _adopt_orphans():
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _descendants():

@@ -31,6 +31,7 @@ from tfamp.config import configure, flag, parse_flags
 from tfamp.errors import (
     INPUT_ERROR_MARK,
     InputError,
+    JobError,
     LossScaleError,
     Preempted,
     WorkerLostError,
@@ -144,7 +145,7 @@ def describe_exit(error: BaseException) -> tuple[str, int] | None:
     text = str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", _EXIT_INTERRUPTED
-    if isinstance(error, LossScaleError):
+    if isinstance(error, (JobError, LossScaleError)):
         return _one_line(text), _EXIT_FAILED
     if isinstance(error, (Preempted, WorkerLostError)):
         return _one_line(text), Preempted.STATUS
@@ -182,9 +183,9 @@ def _run(train, config_class, argv):
         return 0
 
     # They import TensorFlow, which a bad flag need not wait for.
-    from tfamp import callbacks, run_record
+    from tfamp import callbacks, output_files, run_record
 
-    started = run_record.utc_now()
+    started = output_files.utc_now()
 
     def end_record(reason, metrics=None):
         if getattr(config, "output_dir", ""):

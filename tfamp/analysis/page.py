@@ -29,7 +29,7 @@ class Table:
 
     Attributes:
         caption: what the rows are.
-        columns: the headings, units included.
+        columns: the headings, units included; the first one names the rows.
         rows: cells as text, in the columns' order.
     """
 
@@ -47,14 +47,20 @@ class Part:
         verdict: the finding, in one or two sentences.
         is_good: whether the finding is what one hopes for; None where there
             is nothing to judge.
+        remarks: its details and what takes from it, a sentence or two each;
+            they stand with the verdict.
         plots: pictures, the most telling first.
         tables: figures.
         notes: sentences on how it was measured, and what is to be doubted.
+        environment: label and text of what it ran on; `environment.rows`
+            makes them, and `report` fills them in.
     """
 
     title: str
     verdict: str
     is_good: bool | None = None
+    remarks: Sequence[str] = ()
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    environment: Sequence[tuple[str, str]] = ()

@@ -1,7 +1,7 @@
 """The look of all plots: sizes, colours, and SVG out of matplotlib.
 
 The colours are those of Okabe and Ito (2008), told apart with every kind of
-colour vision. A precision has the same one in every plot.
+colour vision. A precision has the same colour and marker in every plot.
 """
 
 import io
@@ -17,17 +17,30 @@ COLORS = {
     "mixed_bfloat16": "#0072B2",
     "mixed_float16": "#D55E00",
 }
+MARKERS = {
+    "float32": "o",
+    "mixed_bfloat16": "s",
+    "mixed_float16": "^",
+}
 MORE_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+# Inches. Two narrow plots stand side by side on a wide screen.
+WIDE = 7.0
+NARROW = 4.5
+
 _STYLE = {
+    "axes.edgecolor": "#555555",
     "axes.grid": True,
+    # Grid lines behind bars and curves, not through them.
+    "axes.axisbelow": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.constrained_layout.use": True,
     "font.family": "sans-serif",
     "font.size": 10,
     "grid.alpha": 0.3,
-    # Text stays text: it can be read aloud, searched and copied.
+    "grid.linewidth": 0.6,
+    # Text stays text: it can be searched and copied.
     "svg.fonttype": "none",
     # Equal input gives equal files.
     "svg.hashsalt": "tfamp",
@@ -50,7 +63,7 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def new_figure(width: float = 7.0, height: float = 4.0) -> "Figure":
+def new_figure(width: float = WIDE, height: float = 4.0) -> "Figure":
     """An empty figure in the style of reports; sizes in inches.
 
     It has no window and no global state: `pyplot` is not used.
@@ -60,15 +73,31 @@ def new_figure(width: float = 7.0, height: float = 4.0) -> "Figure":
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        return Figure(figsize=(width, height))
+        figure = Figure(figsize=(width, height))
+    # Axes read the settings when they are made, which is after this returns.
+    figure.add_subplot = matplotlib.rc_context(_STYLE)(figure.add_subplot)
+    return figure
+
+
+def literal(text: str) -> str:
+    """A name that matplotlib shows as it is, also with `$` in it."""
+    return text.replace("$", r"\$")
 
 
 def to_svg(figure: "Figure") -> str:
     """The figure as an `<svg>` element that scales with the page."""
     import matplotlib
+    from matplotlib.collections import QuadMesh
 
+    for axes in figure.axes:
+        if axes.images or any(
+            isinstance(each, QuadMesh) for each in axes.collections
+        ):
+            axes.grid(False)
     text = io.StringIO()
+    # None leaves out a field: the file names no program, day or address.
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata=metadata)
     svg = text.getvalue()
     return svg[svg.index("<svg") :]

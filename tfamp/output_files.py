@@ -1,0 +1,91 @@
+"""Writing what a run or a command leaves: folders, whole files, numbers."""
+
+import datetime
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfamp.errors import InputError
+
+
+def output_folder(output_dir: str | os.PathLike) -> pathlib.Path:
+    """The folder as a path, checked before training and without a trace.
+
+    Raises:
+        InputError: It is no local path, no folder, or cannot be written.
+    """
+    if "://" in str(output_dir):
+        raise InputError(
+            f"output_dir {str(output_dir)!r} is not a local folder; expected "
+            "a path on this machine."
+        )
+    folder = pathlib.Path(output_dir).expanduser().absolute()
+    # Nothing is made yet: the run may still be turned down for another input.
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(
+            f"output_dir {str(output_dir)!r} cannot be made: {existing} is "
+            "not a folder."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"output_dir {str(output_dir)!r} cannot be written: no permission "
+            f"in {existing}."
+        )
+    return folder
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes the folder and its parents.
+
+    Raises:
+        InputError: The system refuses, for its own reasons.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Root passes every permission check, so only a write tells.
+        probe = folder / ".tfamp-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"output_dir {str(folder)!r} cannot be written: "
+            f"{error.strerror or error}."
+        ) from error
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a file's text: a reader, or a crash, sees the old or the new."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def json_numbers(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """The logs as JSON numbers, arrays as lists.
+
+    JSON has no NaN and no inf: they become null.
+    """
+    return {name: _json_number(value) for name, value in logs.items()}
+
+
+def utc_now() -> str:
+    """The time as ISO 8601 in UTC with microseconds; sorts as text."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return now.isoformat(timespec="microseconds")
+
+
+def _json_number(value):
+    if np.ndim(value):
+        return [_json_number(item) for item in value]
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
