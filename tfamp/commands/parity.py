@@ -1,0 +1,103 @@
+"""`tfamp parity`: whether mixed precision gives what float32 gives."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from tfamp import console
+from tfamp.commands import recipe_argument
+
+_BOOLEANS = {"auto": None, "true": True, "false": False}
+
+
+def add_to(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "parity",
+        help="train in each precision, and test whether the results are equal",
+        description="Trains a recipe with the same seeds in each precision, "
+        "each run in a process of its own, and tests whether the final metric "
+        "is equivalent to float32's. Started again, it goes on where it was; "
+        "with more seeds, it adds them. Exit status 1 where equivalence is "
+        "not shown.",
+        allow_abbrev=False,
+    )
+    recipe_argument.add_to(parser)
+    parser.add_argument(
+        "--precisions",
+        default="float32,mixed_bfloat16,mixed_float16",
+        help="a comma list; float32 is what the others are compared with "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="runs in each (default: 5)"
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.01,
+        help="the largest difference that does not matter, in the metric's "
+        "own unit (default: 0.01)",
+    )
+    parser.add_argument(
+        "--metric",
+        help="of those that the recipe's train returns (default: an accuracy, "
+        "or else the loss)",
+    )
+    parser.add_argument(
+        "--greater_is_better",
+        choices=_BOOLEANS,
+        default="auto",
+        help="for the words of the verdict (default: by the metric's name)",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        help="the chance to call equal what differs by the margin "
+        "(default: 0.05)",
+    )
+    parser.add_argument(
+        "--output_dir",
+        required=True,
+        help="folder for parity.json, report.html and the runs",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tfamp.analysis import parity, plots, report
+    from tfamp.analysis.equivalence import require_scipy
+
+    # Nobody wants to hear of it after an hour of training.
+    plots.require_matplotlib()
+    require_scipy()
+    question = parity.Question(
+        recipe=args.recipe,
+        settings=args.settings,
+        precisions=[name.strip() for name in args.precisions.split(",")],
+        seeds=args.seeds,
+        margin=args.margin,
+        metric=args.metric,
+        greater_is_better=_BOOLEANS[args.greater_is_better],
+        alpha=args.alpha,
+    )
+    record = parity.measure(question, args.output_dir)
+    page = report.write(args.output_dir)
+    console.print_text(
+        *_tables(record), record["verdict"], f"The report: {page}"
+    )
+    return 0 if all(record["equivalent"].values()) else 1
+
+
+def _tables(record: Mapping[str, Any]) -> list:
+    from tfamp.analysis import parity_tables
+
+    tables = []
+    for each in parity_tables.tables(record):
+        shown = console.table(*each.columns, title=each.caption)
+        shown.columns[0].justify = "left"
+        for row in each.rows:
+            shown.add_row(*row)
+        tables.append(shown)
+    return tables
