@@ -1,0 +1,102 @@
+"""`tfamp bench`: speed and memory of each precision, as ratios to float32."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from tfamp import console
+from tfamp.commands import recipe_argument
+
+
+def add_to(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "bench",
+        help="speed and memory of each precision, as ratios to float32",
+        description="Trains a recipe in each precision, in processes of their "
+        "own and in turn, and compares step time and peak memory with float32 "
+        "at the same batch. Says where a ratio says little.",
+        allow_abbrev=False,
+    )
+    recipe_argument.add_to(parser)
+    parser.add_argument(
+        "--precisions",
+        default="float32,mixed_bfloat16,mixed_float16",
+        help="a comma list; float32 is what the others are compared with "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=20,
+        help="to time in each run, at least, after the warm-up (default 20)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="runs of each precision, in turn (default 5)",
+    )
+    parser.add_argument(
+        "--largest_batch",
+        action="store_true",
+        help="look for the largest batch that fits in each precision, too",
+    )
+    parser.add_argument(
+        "--memory_limit_gib",
+        type=float,
+        metavar="GIB",
+        help="what a process may take in that search, on a CPU",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="leave traces for TensorBoard in OUTPUT_DIR/profile",
+    )
+    parser.add_argument(
+        "--output_dir",
+        required=True,
+        help="folder for bench.json, report.html and the logs of the runs",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tfamp.analysis import bench, bench_part, plots, report
+    from tfamp.recipe import quiet_tensorflow
+
+    quiet_tensorflow()
+    # Nobody wants to hear of it after all runs.
+    plots.require_matplotlib()
+    plan = bench.Plan(
+        recipe=args.recipe,
+        settings=args.settings,
+        precisions=tuple(p.strip() for p in args.precisions.split(",")),
+        steps=args.steps,
+        rounds=args.rounds,
+        largest_batch=args.largest_batch,
+        memory_limit_gib=args.memory_limit_gib,
+        profile=args.profile,
+    )
+    record = bench.measure(plan, args.output_dir)
+    page = report.write(args.output_dir)
+    console.print_text(
+        *_tables(record),
+        bench_part.verdict(record),
+        *(callout["message"] for callout in record["callouts"]),
+        f"The report: {page}",
+    )
+    return 0
+
+
+def _tables(record: Mapping[str, Any]) -> list:
+    from tfamp.analysis import bench_tables
+
+    tables = []
+    for each in bench_tables.tables(record):
+        shown = console.table(*each.columns, title=each.caption)
+        shown.columns[0].justify = "left"
+        for row in each.rows:
+            shown.add_row(*row)
+        tables.append(shown)
+    return tables
