@@ -169,7 +169,7 @@ def _trace(model, layers, training: bool) -> tuple[list, list[_Call]]:
         for operation in getattr(layer, "operations", ()):
             operations[id(operation)] = operation
     problem = None
-    for args, kwargs in _placeholders(model):
+    for args, kwargs in placeholders(model):
         calls: list[_Call] = []
         outputs: list = []
 
@@ -226,7 +226,7 @@ def _recorded(operation, function, calls: list[_Call]):
     return call
 
 
-def _placeholders(model) -> list[tuple[tuple, dict]]:
+def placeholders(model) -> list[tuple[tuple, dict]]:
     """Arguments to call a model with, in the order in which to try them."""
     if isinstance(model, keras.Sequential) and getattr(model, "inputs", None):
         return [((model.inputs[0],), {})]
