@@ -65,6 +65,19 @@ def test_outputs_need_headroom_too(output, kept):
     assert advice.float32_layers == kept
 
 
+def test_what_takes_a_large_output_is_kept_in_float32_with_it():
+    tensors = [
+        tensor("activation", [1e6], "logits"),
+        tensor("activation", [1.0], "weights"),
+        tensor("activation", [1.0], "head", is_float32=True),
+        tensor("activation", [1.0], "apart"),
+        tensor("gradient", powers(-20, -12), "apart"),
+    ]
+    fed = {"logits": {"weights", "head"}, "weights": {"apart"}}
+    advice = advise(tensors, fed)
+    assert advice.float32_layers == ("logits", "weights")
+
+
 def test_a_layer_kept_in_float32_does_not_limit_the_scale():
     tensors = [
         tensor("activation", [1e6], "big"),

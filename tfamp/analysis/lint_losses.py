@@ -51,18 +51,32 @@ _SUMS = ("Mean", "Sum")
 
 def check(view: View) -> Iterator[Finding]:
     """Findings about losses and metrics."""
-    for loss in compiled_with(view.model, "loss"):
-        if getattr(loss, "dtype", None) in DTYPES_16:
-            yield _loss_finding(
-                "",
-                f"Loss {loss.name!r} is computed in {loss.dtype}.",
-                f'loss = keras.losses.{type(loss).__name__}(dtype="float32")',
-            )
+    found = [
+        _loss_finding(
+            "",
+            f"Loss {loss.name!r} is computed in {loss.dtype}.",
+            f"loss = {_in_float32(loss)}",
+        )
+        for loss in compiled_with(view.model, "loss")
+        if getattr(loss, "dtype", None) in DTYPES_16
+    ]
+    yield from found
     for trace in view.passes:
-        yield from _check_traced_loss(trace)
+        # Those that are found by their dtype are found in the graph once more.
+        if not found:
+            yield from _check_traced_loss(trace)
         yield from _check_added_losses(trace)
     yield from _check_step(view)
     yield from _check_metrics(view)
+
+
+def _in_float32(of: keras.losses.Loss | keras.metrics.Metric) -> str:
+    """The call that makes a loss or a metric in float32."""
+    module, name = type(of).__module__, type(of).__name__
+    if module.partition(".")[0] == "keras":
+        kind = "losses" if isinstance(of, keras.losses.Loss) else "metrics"
+        name = f"keras.{kind}.{name}"
+    return f'{name}(dtype="float32")'
 
 
 def _check_traced_loss(trace: ForwardTrace) -> Iterator[Finding]:
@@ -138,8 +152,7 @@ def _check_metrics(view: View) -> Iterator[Finding]:
                 _metric_finding(
                     f"Metric {metric.name!r}",
                     dtype,
-                    f"metric = keras.metrics.{type(metric).__name__}"
-                    '(dtype="float32")',
+                    f"metric = {_in_float32(metric)}",
                 )
             )
     yield from found

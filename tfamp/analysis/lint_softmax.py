@@ -12,6 +12,7 @@ from tfamp.analysis.lint_outputs import (
     op_in_float32,
     sensitive_output_nodes,
 )
+from tfamp.analysis.lint_trace import LOSS
 from tfamp.analysis.lint_view import View, is_16_bit, shown
 from tfamp.formats import FORMATS
 
@@ -58,6 +59,8 @@ def check(view: View) -> Iterator[Finding]:
                 node.op in _ATTENDING
                 and is_16_bit(node)
                 and node.name not in excepted
+                # In a loss it is one reason among others to mend the loss.
+                and node.place != LOSS
             ):
                 yield from _check_softmax(view, graph, node)
             if node.value is not None:

@@ -68,7 +68,7 @@ def probe(
         model=model.name,
         steps=counted.steps,
         tensors=tensors,
-        advice=advise(tensors),
+        advice=advise(tensors, counted.fed),
         policy_paths=_policy_paths(model, counted.histograms),
         unseen_layers=_unseen(model, counted.histograms),
     )

@@ -4,7 +4,8 @@ The rule, in the order in which it is applied to the tensors of all layers that
 are not in float32 already:
 
 1.  A layer whose output, times the headroom, overflows float16 belongs in
-    float32: the loss scale does not move outputs.
+    float32, and with it the layers that take this output, for they would round
+    it to float16: the loss scale does not move outputs.
 2.  A scale is possible where no gradient, of a weight or arriving at an
     output, overflows float16, times the headroom: one overflow costs the step.
 3.  Of the possible scales the best is the one that loses least: the share of
@@ -18,7 +19,7 @@ are not in float32 already:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -91,8 +92,16 @@ class Advice:
     float16_scale: float | None
 
 
-def advise(tensors: Sequence[ProbedTensor]) -> Advice:
-    """Applies the rule of this module to what was measured."""
+def advise(
+    tensors: Sequence[ProbedTensor],
+    fed: Mapping[str, Collection[str]] | None = None,
+) -> Advice:
+    """Applies the rule of this module to what was measured.
+
+    Args:
+        tensors: that were measured, in the order of the step.
+        fed: by layer, the layers that take what it returns.
+    """
     broken = [t for t in tensors if t.is_scaled and _is_not_finite(t)]
     if broken:
         return Advice(
@@ -104,7 +113,11 @@ def advise(tensors: Sequence[ProbedTensor]) -> Advice:
             None,
         )
     in_16_bits = [t for t in tensors if not t.is_float32]
-    large = _layers(t for t in in_16_bits if _output_overflows(t, "float16"))
+    large = _with_takers(
+        _layers(t for t in in_16_bits if _output_overflows(t, "float16")),
+        _layers(in_16_bits),
+        fed or {},
+    )
     gradients = [t for t in in_16_bits if t.is_scaled and t.layer not in large]
     costs = scale_costs(gradients)
     if np.isinf(costs).all():
@@ -187,6 +200,12 @@ def _output_overflows(tensor: ProbedTensor, format_name: str) -> bool:
 
 def _layers(tensors) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tensor.layer for tensor in tensors))
+
+
+def _with_takers(layers, all_layers, fed) -> tuple[str, ...]:
+    """The layers and those that they feed, in the order of the model."""
+    wanted = {*layers, *(taker for one in layers for taker in fed.get(one, ()))}
+    return tuple(layer for layer in all_layers if layer in wanted)
 
 
 def _largest(tensors: Sequence[ProbedTensor]) -> ProbedTensor:

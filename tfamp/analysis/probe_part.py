@@ -27,7 +27,8 @@ def part(record: Mapping[str, Any]) -> Part:
     if precision == "mixed_float16":
         verdict += f" at loss scale {record['recommended_scale']:g}"
     if kept:
-        verdict += f", with {len(kept)} layer(s) in float32"
+        layers = "layer" if len(kept) == 1 else "layers"
+        verdict += f", with {len(kept)} {layers} in float32"
     plots, notes = [], list(_NOTES)
     if probe_plots.in_16_bits(record):
         plots = [

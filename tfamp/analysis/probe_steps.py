@@ -29,11 +29,13 @@ class Counted:
         steps: how many there were.
         histograms: by tensor, in the order of the step.
         dtypes: by tensor.
+        fed: by layer, the layers that take what it returns.
     """
 
     steps: int
     histograms: dict[TensorName, Histogram]
     dtypes: dict[TensorName, str]
+    fed: dict[str, set[str]]
 
 
 def prepare(model: keras.Model, dataset: tf.data.Dataset) -> None:
@@ -170,6 +172,7 @@ def _counting(
         else steps.train_step(model, strategy, microbatches=1, jit=False)
     )
     dtypes: dict[TensorName, str] = {}
+    fed: dict[str, set[str]] = {}
 
     @tf.autograph.experimental.do_not_convert
     def counted_step(share) -> tf.Tensor:
@@ -177,6 +180,7 @@ def _counting(
             train_step(share)
         seen = recording.seen()
         dtypes.update({name: recording.dtypes[name] for name in seen})
+        fed.update(recording.fed)
         # All bins in one tensor: one reduction and one addition a step.
         return tf.stack([*seen.values()])
 
@@ -201,7 +205,10 @@ def _counting(
             raise InputError("The dataset ended before the first batch.")
         histograms = map(histogram.from_bins, bins.numpy())
         return Counted(
-            done, dict(zip(dtypes, histograms, strict=True)), dict(dtypes)
+            done,
+            dict(zip(dtypes, histograms, strict=True)),
+            dict(dtypes),
+            dict(fed),
         )
 
     return count

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.analysis import histogram
+from tfamp.analysis.lint_ops import MOVES
 from tfamp.errors import InputError
 from tfamp.gradients import Gradient
 from tfamp.layer_paths import walk
@@ -68,6 +69,9 @@ class Recording:
         self.dtypes: dict[TensorName, str] = {}
         # Layers called where nothing can be counted.
         self.hidden: set[str] = set()
+        # Which layers take what a layer returns.
+        self.fed: dict[str, set[str]] = {}
+        self._makers: dict[str, str] = {}
         # Undoes the loss scale in the backward pass that is under way.
         self.unscale: tf.Tensor | None = None
         self._graph = tf.compat.v1.get_default_graph()
@@ -92,6 +96,26 @@ class Recording:
             for name, counts in self.counts.items()
             if name.kind == "gradient" or name.layer not in self.hidden
         }
+
+    def made(self, path: str, output: tf.Tensor) -> None:
+        """Remembers which layer returned a tensor."""
+        if not tf.executing_eagerly():
+            self._makers[output.op.name] = path
+
+    def takes(self, path: str, inputs) -> None:
+        """Notes which layers' outputs a layer takes, as they are or moved."""
+        if tf.executing_eagerly():
+            return
+        pending = [t.op for t in keras.tree.flatten(inputs) if _is_floating(t)]
+        seen = set()
+        while pending:
+            operation = pending.pop()
+            maker = self._makers.get(operation.name)
+            if maker is not None:
+                self.fed.setdefault(maker, set()).add(path)
+            elif operation.name not in seen and operation.type in MOVES:
+                pending += [t.op for t in operation.inputs]
+            seen.add(operation.name)
 
     def add(
         self, name: TensorName, values: Gradient, factor: tf.Tensor | None
@@ -157,8 +181,10 @@ class Taps:
     def _tapped_call(self, original: Callable, path: str) -> Callable:
         @functools.wraps(original)
         def call(*args, **kwargs):
-            outputs = original(*args, **kwargs)
             recording = self._recording
+            if recording is not None and recording.is_reachable:
+                recording.takes(path, (args, kwargs))
+            outputs = original(*args, **kwargs)
             if recording is None:
                 return outputs
             if not recording.is_reachable:
@@ -280,6 +306,7 @@ def _tap(recording: Recording, path: str, name: str, output: tf.Tensor):
         return tf.identity(x), backward
 
     tapped = identity(output)
+    recording.made(path, tapped)
     keras_internals.attach_mask(tapped, keras_internals.mask_of(output))
     return tapped
 
