@@ -13,11 +13,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from recipes.data import digits
+from recipes.data import digits, topics
 from tfamp.errors import InputError
 
 # Data sets that need no download: prepared from an installed package.
-EMBEDDED = {"digits": digits.Digits}
+EMBEDDED = {"digits": digits.Digits, "topics": topics.Topics}
 
 # Splits to evaluate on, in the order of preference. `test` comes second: where
 # both exist, the labels of `test` are often withheld.
@@ -118,15 +118,7 @@ def load(
     """
     builder = prepare(name, data_dir)
     image_key, label_key = _feature_keys(name, builder.info)
-    splits = list(builder.info.splits)
-    if eval_split == "auto":
-        eval_split = next((s for s in EVAL_SPLITS if s in splits), "test")
-    for split in (train_split, eval_split):
-        if split not in splits:
-            raise InputError(
-                f"Data set {name!r} has no split {split!r}; it has "
-                f"{_listed(splits)}."
-            )
+    eval_split = choose_splits(name, builder, train_split, eval_split)
     features = builder.info.features
     return ImageData(
         builder=builder,
@@ -163,6 +155,25 @@ def prepare(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     _check_manual_files(name, builder)
     _check_network(name, builder)
     return _prepared(lambda: tfds.builder(name, data_dir=root))
+
+
+def choose_splits(
+    name: str,
+    builder: tfds.core.DatasetBuilder,
+    train_split: str = "train",
+    eval_split: str = "auto",
+) -> str:
+    """The split to evaluate on; args and errors as for `load`."""
+    splits = list(builder.info.splits)
+    if eval_split == "auto":
+        eval_split = next((s for s in EVAL_SPLITS if s in splits), "test")
+    for split in (train_split, eval_split):
+        if split not in splits:
+            raise InputError(
+                f"Data set {name!r} has no split {split!r}; it has "
+                f"{_listed(splits)}."
+            )
+    return eval_split
 
 
 def _prepared(

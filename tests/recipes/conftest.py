@@ -11,3 +11,11 @@ def digits_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     loading.load("digits", str(folder))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def topics_dir(tmp_path_factory):
+    """A folder with the prepared documentation text."""
+    folder = tmp_path_factory.mktemp("data")
+    loading.prepare("topics", str(folder))
+    return str(folder)

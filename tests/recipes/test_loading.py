@@ -9,35 +9,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from recipes.data import loading
+from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp import InputError
-
-# Of a mocked data set; two batches of six.
-EXAMPLES = 12
-
-
-def write_metadata(name, folder, splits):
-    """What tfds needs on disk so that `mock_data` knows the splits."""
-    builder = tfds.builder(name, data_dir=folder)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=builder.data_dir,
-        dataset_name=builder.name,
-        filetype_suffix="tfrecord",
-    )
-    builder.info.set_splits(
-        tfds.core.SplitDict(
-            [
-                tfds.core.SplitInfo(
-                    name=split,
-                    shard_lengths=[EXAMPLES],
-                    num_bytes=1000,
-                    filename_template=template.replace(split=split),
-                )
-                for split in splits
-            ]
-        )
-    )
-    os.makedirs(builder.data_dir)
-    builder.info.write_to_directory(builder.data_dir)
 
 
 @pytest.mark.parametrize(
