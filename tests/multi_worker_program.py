@@ -18,10 +18,11 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 import tfamp
 from recipes import image_classification
-from tests import resumable_run, test_fit_matrix
+from tests import resumable_run, test_blame, test_fit_matrix
 from tests import test_overflow_on_replicas as overflows
 
 # Divisible by 2 and 3 workers, and by as many microbatches.
@@ -93,6 +94,25 @@ def overflow(strategy):
         for i, values in enumerate(snapshots)
         for name, value in values.items()
     }
+
+
+def blame(strategy):
+    """What overflowed first, on either worker: as each of them says it."""
+    plants = test_blame.PLANTS[:3] + test_blame.PLANTS[-2:]
+    lines = []
+    warning, logging.warning = (
+        logging.warning,
+        lambda t, *v: lines.append(t % v),
+    )
+    try:
+        model = test_blame.build(strategy)
+        tfamp.fit(
+            model, test_blame.data(plants), on_overflow="blame", verbose=0
+        )
+    finally:
+        logging.warning = warning
+    said = [line for line in lines if "at fault" in line]
+    return _weights(model) | _counters(model) | {"said": np.array(said)}
 
 
 def stop(strategy):
@@ -324,6 +344,7 @@ SCENARIOS = {
     "small": small,
     "recipe": recipe,
     "overflow": overflow,
+    "blame": blame,
     "stop": stop,
     "evaluation": evaluation,
     "matrix": matrix,

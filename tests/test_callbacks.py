@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tfamp import callbacks, run_record
+from tfamp import callbacks, output_files, run_record
 from tfamp.recipe import flag
 
 LOGS = {
@@ -363,7 +363,7 @@ def test_end_run_leaves_the_record_of_an_earlier_run_alone(tmp_path):
     drive(callbacks.RunRecord(tmp_path))
     before = (tmp_path / "run.json").read_bytes()
     run_record.end_run(
-        tmp_path, "interrupted", started_since=run_record.utc_now()
+        tmp_path, "interrupted", started_since=output_files.utc_now()
     )
     assert (tmp_path / "run.json").read_bytes() == before
 

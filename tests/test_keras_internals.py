@@ -204,3 +204,100 @@ def test_the_global_seed_generator_is_what_unseeded_draws_use():
     keras.random.normal((1,))
     assert (generator.state.numpy() != before).any()
     assert keras_internals.global_seed_generator(create=True) is generator
+
+
+def test_additional_losses_are_kept_as_they_were():
+    layer = layers.Dense(2, activity_regularizer="l2")
+    layer(np.ones((1, 2)))
+    before = [float(loss) for loss in layer.losses]
+    with keras_internals.additional_losses_kept([layer]):
+        layer(np.full((1, 2), 3.0))
+        assert [float(loss) for loss in layer.losses] != before
+    assert [float(loss) for loss in layer.losses] == before
+
+
+def test_compile_arguments_are_the_callers_own_objects():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    loss = keras.losses.MeanSquaredError()
+    model.compile("sgd", loss=loss, metrics=["mae"], weighted_metrics=["mse"])
+    arguments = keras_internals.compile_arguments(model)
+    assert arguments["loss"] is loss
+    assert arguments["optimizer"] is model.optimizer
+    assert arguments["metrics"] == ["mae"]
+    assert arguments["weighted_metrics"] == ["mse"]
+
+
+def test_loss_and_metrics_used_on_trial_stay_unbuilt():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    model.compile("sgd", loss="mse", metrics=["mae"])
+    y = np.ones((1, 2), "float32")
+    before = [metric.name for metric in model.metrics]
+    with keras_internals.loss_and_metrics_unbuilt(model):
+        assert float(model.compute_loss(None, y, y)) == 0.0
+        model.compute_metrics(None, y, y)
+    assert not model._compile_loss.built
+    assert not model._compile_metrics.built
+    assert [metric.name for metric in model.metrics] == before
+
+
+def test_a_forgotten_global_seed_generator_is_made_anew():
+    keras.random.normal((1,))
+    assert keras_internals.global_seed_generator(create=False) is not None
+    keras_internals.forget_global_seed_generator()
+    assert keras_internals.global_seed_generator(create=False) is None
+
+
+def test_a_replaced_policy_reaches_computation_and_is_put_back():
+    shared = keras.dtype_policies.DTypePolicyMap(
+        keras.dtype_policies.get("mixed_float16")
+    )
+    mapped = layers.Dense(1, dtype=shared, name="mapped")
+    plain = layers.Dense(1, dtype="mixed_bfloat16")
+    float32 = keras.dtype_policies.get("float32")
+    for layer in (mapped, plain):
+        layer.build((None, 2))
+    with keras_internals.dtype_policy_replaced([mapped, plain], float32):
+        assert mapped(tf.ones([1, 2])).dtype == tf.float32
+        assert plain(tf.ones([1, 2])).dtype == tf.float32
+    assert mapped(tf.ones([1, 2])).dtype == tf.float16
+    assert plain(tf.ones([1, 2])).dtype == tf.bfloat16
+    assert mapped.dtype_policy is shared
+    assert "mapped" not in shared
+
+
+def test_optimized_variables_are_those_it_was_built_with():
+    variables = [keras.Variable([1.0]), keras.Variable([2.0])]
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(variables)
+    found = keras_internals.optimized_variables(optimizer)
+    assert [id(each) for each in found] == [id(each) for each in variables]
+
+
+def test_layers_compute_in_float32_for_a_while_and_keep_their_policies():
+    shared = keras.dtype_policies.DTypePolicyMap(default_policy="mixed_float16")
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Dense(2, dtype=shared, name="mapped"),
+            layers.Dense(2, dtype="mixed_bfloat16"),
+        ]
+    )
+    before = [(layer.dtype_policy, len(shared)) for layer in model.layers]
+    with keras_internals.computing_in_float32(
+        keras_internals.all_layers(model)
+    ):
+        assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+        assert model(np.ones((1, 2))).dtype == tf.float32
+    after = [(layer.dtype_policy, len(shared)) for layer in model.layers]
+    assert [id(policy) for policy, _ in after] == [
+        id(policy) for policy, _ in before
+    ]
+    assert len(shared) == before[0][1]
+
+
+def test_an_optimizer_tells_what_it_was_built_with():
+    variables = [keras.Variable([1.0]), keras.Variable([2.0])]
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(variables)
+    found = keras_internals.variables_of(optimizer)
+    assert [id(v) for v in found] == [id(v) for v in variables]

@@ -22,7 +22,7 @@ import pytest
 
 import tfamp
 from tests import multi_worker_program as program
-from tests import test_fit_matrix
+from tests import test_blame, test_fit_matrix
 from tests.conftest import FLOAT32_ROUNDING
 from tfamp.errors import Preempted
 from tfamp.launch import reserve_ports, worker_environments
@@ -45,7 +45,7 @@ MARGIN_SECONDS = 10
 
 SCENARIOS = {
     2: (
-        *("small", "evaluation", "overflow", "stop", "files"),
+        *("small", "evaluation", "overflow", "blame", "stop", "files"),
         *("recipe", "matrix", "resumable"),
     ),
     3: ("small", "evaluation", "recipe"),
@@ -236,6 +236,21 @@ def test_overflow_on_any_worker_skips_the_step_on_all(job):
         scale, steps = scale / 2, steps + 1
 
 
+def test_what_overflowed_first_is_named_with_its_worker(job):
+    said = job(2, "blame")["said"]
+
+    plants = test_blame.PLANTS[:3] + test_blame.PLANTS[-2:]
+    for line, plant in zip(said, plants, strict=True):
+        worker = plant.row // 4
+        assert f"on replica {worker} (worker {worker})" in line
+        assert plant.at_fault in line
+        assert (
+            plant.layer is None
+            or f"layer {plant.layer} on" in line
+            or (f"{plant.layer}/" in line)
+        )
+
+
 @pytest.mark.parametrize(
     ("callback", "epochs", "steps"),
     [
@@ -259,7 +274,10 @@ def test_the_chief_alone_writes_files_and_reports(job):
     written = {path.name for path in (folder / "files-0").iterdir()}
     assert written == {"log.csv", "model.keras", "run"}
     run = {path.name for path in (folder / "files-0" / "run").iterdir()}
-    assert {"metrics.csv", "metrics.jsonl", "run.json", "tensorboard"} <= run
+    assert run >= {
+        *("metrics.csv", "metrics.jsonl", "run.json", "scale.jsonl"),
+        "tensorboard",
+    }
     assert not list((folder / "files-1").iterdir())
     chief, other = ("epoch 1/2" in end.output for end in ended)
     assert chief

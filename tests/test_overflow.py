@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 from keras import layers
 
 import tfamp
 from tfamp import overflow
+from tfamp.blame import Blame
 
 
 class Logarithm(layers.Layer):
@@ -66,8 +66,8 @@ def spoiled_weights():
     return model
 
 
-def infinite_loss(y_true, y_pred):
-    return keras.ops.sum(y_pred) * 0.0 + keras.ops.sum(y_true) / 0.0
+def root_of_a_negative_number(y_true, y_pred):
+    return keras.ops.sqrt(-1.0 - keras.ops.sum((y_pred - y_true) ** 2))
 
 
 def negative_before_the_norm():
@@ -76,85 +76,104 @@ def negative_before_the_norm():
     return model
 
 
+def said_of(model, dataset, **options):
+    """What stopping at the first overflow says."""
+    with np.errstate(all="ignore"), pytest.raises(tfamp.LossScaleError) as info:
+        tfamp.fit(model, dataset, on_overflow="stop", verbose=0, **options)
+    return str(info.value)
+
+
 @pytest.mark.parametrize(
     ("make", "data", "message"),
     [
-        (build_model, {"x": with_one(np.nan, (4, 4))}, "the inputs hold inf"),
-        (build_model, {"y": with_one(np.inf, (4, 2))}, "the targets hold inf"),
+        (
+            build_model,
+            {"x": with_one(np.nan, (4, 4))},
+            "the inputs hold inf or NaN in row 3 of the batch",
+        ),
+        (
+            build_model,
+            {"y": with_one(np.inf, (4, 2))},
+            "the targets hold inf or NaN in row 3",
+        ),
         (
             build_model,
             {"weight": with_one(np.nan, (4,))},
-            "the sample weights hold inf",
+            "the sample weights hold inf or NaN in row 3",
         ),
         (spoiled_weights, {}, "weights are at fault: model/last/kernel holds"),
         (
             negative_before_the_norm,
             {},
-            "forward pass is at fault: .* is that of layer model/log",
+            "forward pass is at fault: .* is the output of layer log",
         ),
         (
-            lambda: build_model(loss=infinite_loss),
+            lambda: build_model(loss=root_of_a_negative_number),
             {},
-            "loss is at fault: the model's outputs are finite, it is not",
+            "loss is at fault: what the layers give is finite, the loss is not",
         ),
         (
-            lambda: build_model(SquareRoot()),
+            lambda: build_model(SquareRoot(name="root")),
             # What the norm gives is 0, as all rows are alike.
             {},
-            "backward pass is at fault: .* is that of model/norm/beta",
+            "backward pass is at fault: .* layer root passes on to its input",
         ),
     ],
 )
 def test_the_first_thing_that_is_not_finite_is_named(make, data, message):
-    with np.errstate(all="ignore"):
-        said = overflow.explain(make(), batches(**data))
+    said = said_of(make(), batches(**data))
+    assert re.match("epoch 1, step 1: the step was not finite, and on_", said)
     assert re.search(message, said), said
 
 
-def test_only_the_scaling_is_blamed_where_gradients_fit_without_it():
-    keras.config.set_dtype_policy("mixed_float16")
-    model = build_model()
-    said = overflow.explain(model, batches(y=np.full((4, 2), 1e3, "float32")))
-    assert "Only the scaling is at fault" in said
-    assert "lower min_scale" in said
+def in_float16(**compile_options):
+    with tfamp.precision_scope("mixed_float16"):
+        return build_model(**compile_options)
 
 
-def test_nothing_is_blamed_where_all_is_finite():
-    assert "did not reproduce it" in overflow.explain(build_model(), batches())
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"y": np.full((4, 2), 1e3, "float32")},
+            "Only the scale is at fault: times 65536, .* at the output of "
+            "layer last; at scale 1 all are finite, and in float32 this one",
+        ),
+        (
+            {"x": np.full((4, 4), 1e5, "float32")},
+            "data are at fault: the inputs reach 1e.05, beyond float16's 65504",
+        ),
+        (
+            {"y": np.full((4, 2), 3e6, "float32")},
+            "backward pass is at fault: .* arrives at the output of layer last"
+            r"\. That is float16's range: in float32 it reaches 7\.5e.05",
+        ),
+    ],
+)
+def test_what_float32_would_bear_is_told_from_what_it_would_not(data, message):
+    said = said_of(in_float16(), batches(**data))
+    assert re.search(message, said), said
 
 
-def test_a_later_batch_is_found_too():
-    good, bad = batches(), batches(x=with_one(np.inf, (4, 4)))
-    said = overflow.explain(build_model(), good.concatenate(bad))
-    assert "the inputs hold inf" in said
+def test_the_batch_that_overflowed_is_tried_and_no_other():
+    bad = batches(x=with_one(np.inf, (4, 4)))
+    dataset = batches().repeat(4).concatenate(bad).concatenate(batches())
+    said = said_of(build_model(), dataset, steps_per_loop=6)
+    assert re.match("epoch 1, step 5: .* the inputs hold inf", said), said
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_explaining_changes_nothing(replicas, mirrored):
-    with mirrored(replicas).scope():
-        model = build_model()
-    tfamp.fit(model, batches(), verbose=0)
-
-    def state():
-        variables = [
-            *model.variables,
-            *model.optimizer.variables,
-            *model.metrics_variables,
-        ]
-        return [
-            value.numpy()
-            for variable in variables
-            for value in mirrored(replicas).experimental_local_results(
-                variable.value
-            )
-        ]
-
-    before = state()
-    overflow.explain(model, batches())
-    for one, other in zip(before, state(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    for layer in model.layers:
-        assert "call" not in vars(layer)
+def test_a_sum_that_overflows_alone_is_told(mirrored):
+    with mirrored(2).scope():
+        model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
+        optimizer = tfamp.LossScaleOptimizer(
+            keras.optimizers.SGD(), dynamic=False, initial_scale=1.0
+        )
+        model.compile(optimizer, lambda y, y_pred: y * y_pred)
+    # Each replica's gradient is 4e4, and crosses in float16.
+    x, y = np.full((2, 1), 2.0, "float32"), np.full((2, 1), 4e4, "float32")
+    dataset = tf.data.Dataset.from_tensors((x, y))
+    said = said_of(model, dataset, all_reduce_dtype="float16")
+    assert "finite on each of them, but not their sum in float16" in said
 
 
 def test_ragged_inputs_and_sparse_gradients_are_looked_into():
@@ -168,20 +187,23 @@ def test_ragged_inputs_and_sparse_gradients_are_looked_into():
     )
     model.compile(tfamp.LossScaleOptimizer(keras.optimizers.SGD()), "mse")
     rows = tf.cast(tf.ragged.range([1, 3]), tf.int32)
-    finite = tf.data.Dataset.from_tensors((rows, tf.ones((2, 2))))
-    assert "did not reproduce" in overflow.explain(model, finite)
     wrong = tf.data.Dataset.from_tensors((rows, tf.fill((2, 2), np.nan)))
-    assert "the targets hold inf or NaN" in overflow.explain(model, wrong)
+    assert "the targets hold inf or NaN in row 0" in said_of(model, wrong)
 
 
-@pytest.fixture
-def lines(monkeypatch):
-    """What is logged as a warning."""
-    logged = []
-    monkeypatch.setattr(
-        logging, "warning", lambda text, *args: logged.append(text % args)
-    )
-    return logged
+def test_nothing_is_left_of_a_replay():
+    model = in_float16()
+    before = model.get_weights()
+    said_of(model, batches(x=with_one(np.inf, (4, 4))))
+    for one, other in zip(before, model.get_weights(), strict=True):
+        if one.dtype.kind == "f":
+            np.testing.assert_array_equal(one, other)
+    for layer in model.layers:
+        assert "call" not in vars(layer)
+        assert layer.compute_dtype == "float16"
+    for name in ("apply", "scale_loss"):
+        assert name not in vars(model.optimizer)
+    assert float(model.optimizer.dynamic_scale.numpy()) == 2.0**15
 
 
 def skip(optimizer, times=1):
@@ -195,25 +217,69 @@ def built_optimizer(**options):
     return optimizer
 
 
-def test_a_line_tells_how_many_steps_were_skipped_and_the_scale(lines):
+class Teller:
+    """Stands in for a replay; counts how often it is asked."""
+
+    def __init__(self, at_fault="forward"):
+        self.asked = 0
+        self._blame = Blame(at_fault, "The reason.")
+
+    def __call__(self):
+        self.asked += 1
+        return self._blame
+
+
+def watch_of(action, replay=None, **optimizers):
+    return overflow.OverflowWatch(optimizers, action, replay)
+
+
+def test_a_line_tells_how_many_steps_were_skipped_and_the_scale(
+    warnings_of_absl,
+):
     optimizer = built_optimizer()
-    watch = overflow.OverflowWatch({"optimizer": optimizer}, "log", str)
+    watch = watch_of("log", o=optimizer)
     watch.check("epoch 1, step 1")
-    assert lines == []
+    assert warnings_of_absl == []
     skip(optimizer, 2)
     watch.check("epoch 1, step 3")
     watch.check("epoch 1, step 4")
-    (line,) = lines
+    (line,) = warnings_of_absl
     assert line == (
         "epoch 1, step 3: skipped 2 step(s) that were not finite; the loss "
-        "scale is now 16384."
+        "scale is now 16384, which is normal now and then: it searches."
     )
 
 
-def test_logs_count_the_steps_of_an_epoch_and_name_several_optimizers(lines):
+@pytest.mark.parametrize(
+    ("options", "skips", "says"),
+    [
+        ({}, 11, "is now 32, after 11 in a row; on_overflow='blame' says why."),
+        ({"initial_scale": 2.0}, 1, "is now 1, its floor."),
+        (
+            {"initial_scale": 1.0, "dynamic": False},
+            1,
+            "the loss scale is fixed at 1.",
+        ),
+    ],
+)
+def test_only_a_search_for_the_scale_is_called_normal(
+    warnings_of_absl, options, skips, says
+):
+    optimizer = built_optimizer(**options)
+    watch = watch_of("log", o=optimizer)
+    skip(optimizer, skips)
+    watch.check("here")
+    (line,) = warnings_of_absl
+    assert line.endswith(says)
+    assert "normal" not in line
+
+
+def test_logs_count_the_steps_of_an_epoch_and_name_several_optimizers(
+    warnings_of_absl,
+):
     one, two = built_optimizer(), built_optimizer(initial_scale=4.0)
     skip(one)
-    watch = overflow.OverflowWatch({"g": one, "d": two}, "log", str)
+    watch = watch_of("log", g=one, d=two)
     watch.begin_epoch()
     skip(two)
     assert watch.logs() == {
@@ -223,54 +289,81 @@ def test_logs_count_the_steps_of_an_epoch_and_name_several_optimizers(lines):
         "skipped_steps_d": 1,
     }
     watch.check("here")
-    assert "the loss scale of d is now 2" in lines[0]
+    assert "the loss scale of d is now 2" in warnings_of_absl[0]
     watch.begin_epoch()
     assert watch.logs()["skipped_steps_d"] == 0
 
 
-def test_ignoring_says_nothing_and_stopping_says_why(lines):
-    optimizer = built_optimizer()
-    quiet = overflow.OverflowWatch({"o": optimizer}, "ignore", str)
-    strict = overflow.OverflowWatch({"o": optimizer}, "stop", lambda: "Why.")
+def test_ignoring_says_nothing_and_stopping_says_why(warnings_of_absl):
+    optimizer, teller = built_optimizer(), Teller()
+    quiet = watch_of("ignore", teller, o=optimizer)
+    strict = watch_of("stop", teller, o=optimizer)
     skip(optimizer)
+    quiet.look("here", 0, 1)
     quiet.check("here")
-    assert lines == []
-    with pytest.raises(tfamp.LossScaleError, match=r"here: 1 step.* Why\."):
-        strict.check("here")
+    assert warnings_of_absl == []
+    assert teller.asked == 0
+    with pytest.raises(tfamp.LossScaleError, match=r"here: .* The reason"):
+        strict.look("here", 0, 1)
+    assert teller.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("at_fault", "options", "says"),
+    [
+        ("scale", {}, "That is normal: the scale is dynamic and searches"),
+        ("scale", {"initial_scale": 2.0}, "can come no lower: lower min_scale"),
+        ("forward", {}, "was skipped. The reason."),
+    ],
+)
+def test_blame_calls_normal_what_is_only_the_scale(
+    warnings_of_absl, at_fault, options, says
+):
+    optimizer = built_optimizer(**options)
+    watch = watch_of("blame", Teller(at_fault), o=optimizer)
+    skip(optimizer)
+    watch.look("here", 0, 1)
+    watch.check("here")
+    (line,) = warnings_of_absl
+    assert says in line
 
 
 def test_a_floor_that_is_too_high_ends_training_after_patience():
-    optimizer = built_optimizer(initial_scale=2.0, min_scale=1.0)
-    watch = overflow.OverflowWatch(
-        {"o": optimizer}, "ignore", lambda: "The reason."
-    )
-    skip(optimizer, overflow.PATIENCE_AT_FLOOR - 1)
-    watch.check("here")
+    optimizer, teller = built_optimizer(initial_scale=2.0), Teller()
+    watch = watch_of("ignore", teller, o=optimizer)
+    for step in range(1, overflow.PATIENCE_AT_FLOOR):
+        skip(optimizer)
+        watch.look("here", 0, step)
+    assert teller.asked == 0
     skip(optimizer)
     with pytest.raises(
         tfamp.LossScaleError,
         match=r"20 steps in a row .* at its floor of 1\. The reason\.",
     ):
-        watch.check("here")
+        watch.look("here", 0, overflow.PATIENCE_AT_FLOOR)
 
 
 def test_overflows_above_the_floor_do_not_end_training():
     optimizer = built_optimizer(initial_scale=2.0**24)
-    watch = overflow.OverflowWatch({"o": optimizer}, "ignore", str)
+    watch = watch_of("ignore", o=optimizer)
     skip(optimizer, 23)
-    watch.check("here")
+    watch.look("here", 0, 23)
     assert float(optimizer.dynamic_scale.numpy()) == 2.0
 
 
-def test_fit_stops_at_the_first_skipped_step_when_asked():
-    model = build_model()
-    with pytest.raises(
-        tfamp.LossScaleError, match=r"on_overflow is 'stop'\. The data are"
-    ):
+def test_training_ends_at_the_very_step_that_is_one_too_many(mirrored):
+    with mirrored(2).scope():
+        model = build_model()
+    bad = batches(x=with_one(np.inf, (4, 4)))
+    optimizer = model.optimizer
+    with pytest.raises(tfamp.LossScaleError, match=r"step 20: 20 .* row 3"):
         tfamp.fit(
             model,
-            batches(x=with_one(np.inf, (4, 4))),
+            bad.repeat(60),
+            steps_per_loop=50,
+            on_overflow="ignore",
             verbose=0,
-            on_overflow="stop",
         )
+    # It took sixteen of them to come to the floor.
+    assert int(optimizer.skipped_steps.numpy()) == 20
     assert np.isfinite(model.get_weights()[0]).all()

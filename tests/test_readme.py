@@ -34,7 +34,7 @@ def test_python_blocks_run_from_top_to_bottom(tmp_path):
 def test_the_two_commands_of_a_newcomer_are_one_line_each():
     run, test = blocks("bash")[:2]
     assert run.count("\n") == test.count("\n") == 1
-    assert test.strip().endswith("-m pytest -q")
+    assert "-m pytest -q" in test
     *_, module, flag = shlex.split(run)
     assert module == image_classification.__name__
     _, parsed = config.parse_flags(image_classification.Config, [flag])
@@ -47,6 +47,7 @@ def test_console_blocks_show_what_the_commands_print(block, capsys):
     program, *arguments = shlex.split(prompt.removeprefix("$ "))
     assert program == "tfamp"
 
-    assert cli.main(arguments) == 0
+    # 1 where lint finds what it is shown to find.
+    assert cli.main(arguments) == (arguments[0] == "lint")
 
     assert capsys.readouterr().out == expected

@@ -11,6 +11,8 @@ from tfamp.version import __version__
 
 if TYPE_CHECKING:
     from tfamp import callbacks, recipe
+    from tfamp.analysis.lint import lint
+    from tfamp.analysis.probe import probe
     from tfamp.errors import (
         InputError,
         LossScaleError,
@@ -43,8 +45,10 @@ _HOMES = {
     "fit": "training",
     "get_strategy": "strategy",
     "keep_float32": "float32",
+    "lint": "analysis.lint",
     "load_model": "saving",
     "precision_scope": "precision",
+    "probe": "analysis.probe",
     "recommend": "hardware",
     "set_precision": "precision",
     "value_and_gradients": "loss_scale",
@@ -66,8 +70,10 @@ __all__ = [
     "fit",
     "get_strategy",
     "keep_float32",
+    "lint",
     "load_model",
     "precision_scope",
+    "probe",
     "recipe",
     "recommend",
     "set_precision",

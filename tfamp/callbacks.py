@@ -1,12 +1,12 @@
 """What a user watches: the progress bar and the logs of a run.
 
-Every callback here works in `tfamp.fit` and in `keras.Model.fit`. None of
-them reads a tensor, so none makes the host wait for the device.
+Every callback here works in `tfamp.fit` and in `keras.Model.fit`, where only
+`ScaleTimeline` has nothing to tell. None of them reads a tensor, so none makes
+the host wait for the device.
 """
 
 import csv
 import io
-import json
 import math
 import os
 import sys
@@ -27,20 +27,26 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from tfamp.errors import InputError
-from tfamp.run_record import (
-    RunRecord,
+from tfamp.json_lines import (
+    append_json_line,
+    read_json_lines,
+    repair_json_lines,
+)
+from tfamp.output_files import (
     json_numbers,
     make_folder,
     output_folder,
     utc_now,
     write_atomically,
 )
+from tfamp.run_record import RunRecord
+from tfamp.scale_timeline import ScaleTimeline
 
 __all__ = [
     "MetricsLog",
     "ProgressBar",
     "RunRecord",
+    "ScaleTimeline",
     "TensorBoardScalars",
     "format_figures",
 ]
@@ -167,16 +173,12 @@ class MetricsLog(keras.callbacks.Callback):
         folder = output_folder(output_dir)
         self._lines_path = folder / "metrics.jsonl"
         self._table_path = folder / "metrics.csv"
-        self._rows = _read_json_lines(self._lines_path)
+        self._rows = read_json_lines(self._lines_path)
 
     def on_train_begin(self, logs=None):
         self._start = time.monotonic()
         make_folder(self._lines_path.parent)
-        self._rows = _read_json_lines(self._lines_path)
-        # A machine that lost power can leave half a line at the end.
-        if self._lines_path.exists():
-            lines = "".join(map(_json_line, self._rows))
-            write_atomically(self._lines_path, lines)
+        self._rows = repair_json_lines(self._lines_path)
 
     def on_epoch_end(self, epoch, logs=None):
         row = {
@@ -186,8 +188,7 @@ class MetricsLog(keras.callbacks.Callback):
             **json_numbers(logs or {}),
         }
         self._rows.append(row)
-        with open(self._lines_path, "a", encoding="utf-8") as file:
-            file.write(_json_line(row))
+        append_json_line(self._lines_path, row)
         # Whole, because a new key widens the rows that stand there already.
         columns = dict.fromkeys(key for row in self._rows for key in row)
         table = io.StringIO()
@@ -262,6 +263,7 @@ FILE_WRITERS = (
     MetricsLog,
     ProgressBar,
     RunRecord,
+    ScaleTimeline,
     TensorBoardScalars,
     keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
@@ -316,21 +318,3 @@ def _format(name, value):
 def _power_of_two(value):
     exponent = math.log2(value) if value > 0 else math.nan
     return f"2^{exponent:.0f}" if exponent.is_integer() else f"{value:.6g}"
-
-
-def _json_line(row):
-    return json.dumps(row, allow_nan=False) + "\n"
-
-
-def _read_json_lines(path):
-    if not path.exists():
-        return []
-    # Text after the last line end was never finished.
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    try:
-        return [dict(json.loads(line)) for line in lines]
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a log of JSON lines ({error}); move it away or "
-            "choose another output_dir."
-        ) from error

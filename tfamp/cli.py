@@ -10,12 +10,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tfamp.commands import doctor, formats, new, recipe_argument
+from tfamp.commands import (
+    bench,
+    doctor,
+    formats,
+    lint,
+    new,
+    parity,
+    probe,
+    recipe_argument,
+    report,
+)
 from tfamp.errors import InputError
 from tfamp.recipe import describe_exit
 from tfamp.version import __version__
 
-_COMMANDS = (doctor, formats, new)
+_COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals, preconditions, steps
 from tfamp.errors import INPUT_ERROR_MARK, InputError
+from tfamp.loop import Loop
 from tfamp.strategy import distribute_batches
 
 
@@ -34,7 +35,7 @@ class Evaluator:
         strategy = model.distribute_strategy
         self._model = model
         self._batches = distribute_batches(strategy, dataset)
-        self._loop = steps.Loop(
+        self._loop = Loop(
             steps.evaluation_step(model), strategy, model.run_eagerly
         )
 

@@ -5,7 +5,8 @@ fails when a new Keras moves one of them, before a user's training does.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -200,3 +201,119 @@ def global_seed_generator(create: bool) -> keras.random.SeedGenerator | None:
     return keras.src.backend.common.global_state.get_global_attribute(
         module.GLOBAL_SEED_GENERATOR
     )
+
+
+@contextlib.contextmanager
+def additional_losses_kept(
+    layers: Sequence[keras.layers.Layer],
+) -> Iterator[None]:
+    """Gives back what `add_loss` recorded before, and not what it did within.
+
+    A call of a layer clears the losses of the call before.
+    """
+    before = [(each, each._losses[:], set(each._loss_ids)) for each in layers]
+    try:
+        yield
+    finally:
+        for each, losses, ids in before:
+            each._losses[:] = losses
+            each._loss_ids.clear()
+            each._loss_ids.update(ids)
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What `compile` was called with, as objects, by argument."""
+    return dict(model._compile_config.config)
+
+
+@contextlib.contextmanager
+def loss_and_metrics_unbuilt(model: keras.Model) -> Iterator[None]:
+    """Within it, the first use of loss and metrics builds copies of them.
+
+    Keras builds them from the first batch: metrics given by name come into
+    being then. What looks at a model must not leave that behind.
+    """
+    arguments = compile_arguments(model)
+    names = getattr(model, "output_names", None)
+    module = keras.src.trainers.compile_utils
+    copies = {}
+    if model._compile_loss is not None and not model._compile_loss.built:
+        copies["_compile_loss"] = module.CompileLoss(
+            arguments["loss"], arguments["loss_weights"], output_names=names
+        )
+    metrics = model._compile_metrics
+    if metrics is not None and not metrics.built:
+        copies["_compile_metrics"] = module.CompileMetrics(
+            arguments["metrics"],
+            arguments["weighted_metrics"],
+            output_names=names,
+        )
+    # Past Layer.__setattr__, which would track the copies.
+    originals = {name: vars(model)[name] for name in copies}
+    vars(model).update(copies)
+    try:
+        yield
+    finally:
+        vars(model).update(originals)
+
+
+def forget_global_seed_generator() -> None:
+    """Undoes its making: the next draw without a seed makes it anew."""
+    keras.src.backend.common.global_state.set_global_attribute(
+        keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR, None
+    )
+
+
+def optimized_variables(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[keras.Variable]:
+    """What a built optimizer updates when `apply` is given no variables."""
+    return optimizer._trainable_variables
+
+
+@contextlib.contextmanager
+def dtype_policy_replaced(
+    layers: list[keras.layers.Layer], policy: keras.dtype_policies.DTypePolicy
+) -> Iterator[None]:
+    """Within it the layers have another dtype policy.
+
+    The public setter would write into a `DTypePolicyMap`, which other layers
+    share, and could not be undone.
+    """
+    own = [layer._dtype_policy for layer in layers]
+    for layer in layers:
+        object.__setattr__(layer, "_dtype_policy", policy)
+    try:
+        yield
+    finally:
+        for layer, each in zip(layers, own, strict=True):
+            object.__setattr__(layer, "_dtype_policy", each)
+
+
+@contextlib.contextmanager
+def computing_in_float32(layers: list[keras.layers.Layer]) -> Iterator[None]:
+    """Within it, the layers compute in float32; quantized ones stay.
+
+    The public setter would leave an entry in a `DTypePolicyMap` that layers
+    share.
+    """
+    policies = [
+        (layer, layer._dtype_policy)
+        for layer in layers
+        if layer.quantization_mode is None
+    ]
+    float32 = keras.dtype_policies.DTypePolicy("float32")
+    for layer, _ in policies:
+        object.__setattr__(layer, "_dtype_policy", float32)
+    try:
+        yield
+    finally:
+        for layer, policy in policies:
+            object.__setattr__(layer, "_dtype_policy", policy)
+
+
+def variables_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[keras.Variable]:
+    """What an optimizer was built with: what it is to move."""
+    return optimizer._trainable_variables

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from tfamp.errors import InputError
-from tfamp.steps import Loop
+from tfamp.loop import Loop
 
 # Graph calls grow until they take about this long: Python then costs nothing,
 # and a progress bar still moves.
@@ -53,6 +53,10 @@ class Pace:
         self._calls += 1
         return self._calls >= self._calls_per_report
 
+    def exclude(self, seconds: float) -> None:
+        """So much of the time since the last report was no training."""
+        self._last += seconds
+
     def measure(self, steps: int) -> None:
         """Takes note that calls ended now, the last one with so many steps."""
         now = time.perf_counter()
@@ -87,6 +91,13 @@ class Clock:
         if not self._is_warm:
             self._is_warm = True
             self._begin = self._now()
+
+    def exclude(self, seconds: float) -> None:
+        """So much of the time so far was no training."""
+        self._epoch_begin, self._begin = (
+            (begin[0] + seconds, *begin[1:])
+            for begin in (self._epoch_begin, self._begin)
+        )
 
     @property
     def steps(self) -> int:

@@ -16,6 +16,8 @@ from tfamp.consensus import Consensus
 from tfamp.data_position import advance
 from tfamp.errors import InputError, Preempted
 from tfamp.evaluation import Evaluator, graph_calls, metrics_now
+from tfamp.kept_step import KeptStep
+from tfamp.loop import Loop
 from tfamp.pace import Clock, Pace
 from tfamp.preemption import Preemption
 from tfamp.strategy import devices_of, distribute_batches
@@ -36,6 +38,7 @@ class Run:
         steps_per_epoch: int | None,
         validation_data: tf.data.Dataset | None,
         watch: overflow.OverflowWatch,
+        kept: KeptStep | None,
         checkpoints: Checkpoints | None,
         steps_per_loop: int | str,
         watched: bool,
@@ -45,12 +48,14 @@ class Run:
         self.callbacks = callbacks
         self._model = model
         self._dataset = dataset
-        self._loop = steps.Loop(step, strategy, model.run_eagerly)
+        self._loop = Loop(step, strategy, model.run_eagerly, kept)
         self._batches = distribute_batches(strategy, dataset)
         self._iterator: Iterator | None = None
         self._steps_per_epoch = steps_per_epoch
         self._num_steps = steps_per_epoch or preconditions.cardinality(dataset)
         self._watch = watch
+        self._sees_steps = kept is not None
+        self._steps_before = 0
         self._watched = watched
         self._consensus = Consensus(strategy)
         self._pace = Pace(
@@ -73,7 +78,10 @@ class Run:
         """Trains up to that epoch, from where the run stands."""
         model = self._model
         begin = self._restore(epochs)
+        self._steps_before = begin.notes.get("steps", 0)
         self.callbacks.on_train_begin()
+        is_resumed = begin.epoch > 0 or begin.step > 0
+        self._watch.begin(begin.epoch, self._steps_before, is_resumed)
         logs: dict[str, float] = {}
         first = max(begin.epoch, keras_internals.initial_epoch(model))
         with self._preemption_watched():
@@ -167,8 +175,14 @@ class Run:
         before = self._clock.steps
         if self._watched:
             self.callbacks.on_train_batch_begin(before)
-        with graph_calls(self._model):
-            has_more = self._loop.run(self._iterator, wanted)
+        has_more = True
+        while has_more and self._clock.steps < before + wanted:
+            with graph_calls(self._model):
+                has_more = self._loop.run(
+                    self._iterator, before + wanted - self._clock.steps
+                )
+            if self._loop.has_event:
+                self._look(epoch)
         done = self._clock.steps - before
         if done and (self._watched or self._pace.is_due()):
             # Reading the metrics waits for the device; hence not each time.
@@ -181,7 +195,23 @@ class Run:
                 self._agree_and_save(Position(epoch, self._clock.steps))
         return has_more
 
+    def _look(self, epoch: int) -> None:
+        """A step was skipped, or moved a scale; a replay may take a while."""
+        begin = time.perf_counter()
+        where = f"epoch {epoch + 1}, step {self._clock.steps}"
+        self._watch.look(where, epoch, self._steps)
+        seconds = time.perf_counter() - begin
+        self._pace.exclude(seconds)
+        self._clock.exclude(seconds)
+
+    @property
+    def _steps(self) -> int:
+        """Steps of the run, those before it was resumed too."""
+        return self._steps_before + self._loop.steps
+
     def _logs(self, epoch: int) -> dict[str, float]:
+        if not self._sees_steps:
+            self._look(epoch)
         self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
         metrics = metrics_now(self._model, keras.Model.train_step)
         return self._loop.logs | metrics | self._watch.logs()
@@ -207,6 +237,7 @@ class Run:
             notes = {
                 "is_stopped": logs is not None and model.stop_training,
                 "skipped_at_epoch_begin": self._watch.skipped_at_epoch_begin,
+                "steps": self._steps,
             }
             position = dataclasses.replace(position, notes=notes)
             self._checkpoints.save(position, logs)

@@ -60,7 +60,7 @@ class RunConfig:
         "own", "in which gradients cross between replicas"
     )
     on_overflow: Literal["log", "ignore", "blame", "stop"] = flag(
-        "log", "what to do about a step that is not finite"
+        "log", "a step is not finite: blame names the layer that was first"
     )
     seed: int = flag(0, "of weights, order and augmentation", minimum=0)
     output_dir: str = flag("", "folder for logs; none if empty")
@@ -154,6 +154,7 @@ def run_callbacks(config: Any) -> list:
     return [
         callbacks.RunRecord(config.output_dir, config),
         callbacks.MetricsLog(config.output_dir),
+        callbacks.ScaleTimeline(config.output_dir),
         callbacks.TensorBoardScalars(config.output_dir),
     ]
 

@@ -1,4 +1,4 @@
-"""The graph functions of training and evaluation: one step, and many.
+"""One step of training and of evaluation, to be traced into a graph.
 
 A step runs in replica context on a `Share` of the global batch. XLA compiles
 forward and backward passes only: reduction and update stay outside, which is
@@ -17,75 +17,6 @@ from tfamp.strategy import Share, split_evenly
 
 Logs = dict[str, tf.Tensor]
 Step = Callable[[Share], Logs]
-
-
-class Loop:
-    """Runs many steps in one graph call, with no Python between them.
-
-    Attributes:
-        steps: steps done so far, by all calls.
-    """
-
-    def __init__(
-        self, step: Step, strategy: tf.distribute.Strategy, eager: bool = False
-    ):
-        self.steps = 0
-        with tf.device("CPU:0"):
-            # Survives the error that ends a dataset in the middle of a call.
-            self._done = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
-        self._logs: dict[str, tf.Variable] = {}
-
-        @tf.autograph.experimental.do_not_convert
-        def one_step(iterator) -> None:
-            share = iterator.get_next()
-            logs = strategy.run(step, args=(share,))
-            self._keep(strategy, logs)
-            rows = strategy.experimental_local_results(share.batch_rows)[0]
-            self._done.assign_add(tf.stack([tf.ones_like(rows), rows]))
-
-        @tf.function(reduce_retracing=True)
-        @tf.autograph.experimental.do_not_convert
-        def many_steps(iterator, steps) -> None:
-            def body(i):
-                one_step(iterator)
-                return i + 1
-
-            # One at a time: where the data end, the step before is whole.
-            tf.while_loop(lambda i: i < steps, body, [0], parallel_iterations=1)
-
-        def many_steps_eagerly(iterator, steps) -> None:
-            for _ in range(int(steps)):
-                one_step(iterator)
-
-        self._many_steps = many_steps_eagerly if eager else many_steps
-
-    @property
-    def examples(self) -> int:
-        """Rows of the global batches of all steps so far."""
-        return int(self._done.numpy()[1])
-
-    @property
-    def logs(self) -> dict[str, float]:
-        """What the last step returned: the mean over replicas."""
-        return {name: float(v.numpy()) for name, v in self._logs.items()}
-
-    def run(self, iterator, steps: int) -> bool:
-        """Runs that many steps; False where the data ended before."""
-        try:
-            self._many_steps(iterator, tf.constant(steps))
-        except tf.errors.OutOfRangeError:
-            self.steps = int(self._done.numpy()[0])
-            return False
-        self.steps += steps
-        return True
-
-    def _keep(self, strategy: tf.distribute.Strategy, logs: Logs) -> None:
-        for name, value in logs.items():
-            if name not in self._logs:
-                with tf.init_scope():
-                    self._logs[name] = tf.Variable(0.0, trainable=False)
-            value = strategy.reduce("MEAN", value, axis=None)
-            self._logs[name].assign(tf.cast(value, tf.float32))
 
 
 def train_step(
@@ -108,7 +39,7 @@ def train_step(
         weight = tf.cast(rows * replicas, tf.float32) / tf.cast(
             batch_rows, tf.float32
         )
-        forget = _remember(model.metrics_variables)
+        forget = remember(model.metrics_variables)
         # A function per trace: each replica has variables of its own.
         passes = (
             tf.function(_passes, jit_compile=True, autograph=False)
@@ -143,7 +74,7 @@ def train_step(
             rows = tf.minimum(rows, share.rows)
             return gradients_of(data, rows, share.batch_rows)[0]
 
-        forget = _remember(statistics)
+        forget = remember(statistics)
         if microbatches == 1:
             gradients, logs = gradients_of(*share)
         else:
@@ -231,7 +162,7 @@ def _statistics(model: keras.Model) -> list[tf.Variable]:
     ]
 
 
-def _remember(variables) -> Callable[[], None]:
+def remember(variables) -> Callable[[], None]:
     """A function that gives the variables back the values they have now."""
     values = [tf.convert_to_tensor(variable) for variable in variables]
 

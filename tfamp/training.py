@@ -12,13 +12,15 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals, observers, overflow, preconditions, steps
-from tfamp.callbacks import FILE_WRITERS, ProgressBar
+from tfamp.callbacks import FILE_WRITERS, ProgressBar, ScaleTimeline
 from tfamp.checkpoint import Checkpoints
 from tfamp.consensus import is_chief
 from tfamp.errors import InputError
 from tfamp.evaluation import Evaluator
+from tfamp.kept_step import KeptStep
 from tfamp.loss_scale import LossScaleOptimizer, wrap_optimizer
 from tfamp.precision import precision_of
+from tfamp.replay import Replay
 from tfamp.run import Run
 from tfamp.workers import worker_errors
 
@@ -65,8 +67,12 @@ def fit(
             ends with the weights of a run that was never stopped. SIGTERM
             saves and ends the process with status 75. The best by validation
             loss is in `best/`.
-        on_overflow: what to do about skipped steps: "log", "ignore", or
-            "stop" at the first.
+        on_overflow: what to do about skipped steps: "ignore" them; "log" how
+            many there were; "blame" what overflowed first, which layer on
+            which replica, in the first step of a stretch, by running it again
+            (`tfamp.replay`; of the first eight stretches each, then of the
+            16th, the 32nd, ...); or "stop" at the first, and say that. The
+            numbers of the training are the same with all of them.
         verbose: 0 nothing, 1 or "auto" a progress bar, 2 a line per epoch.
 
     Returns:
@@ -76,8 +82,9 @@ def fit(
 
     Raises:
         InputError: for arguments, a model or data that cannot be used.
-        LossScaleError: where the scale is at its floor and steps keep
-            overflowing; the message names the first non-finite layer.
+        LossScaleError: where the scale is at its floor and 20 steps in a row
+            overflowed, or at the first for "stop"; the message names what was
+            at fault, and the first non-finite layer.
         WorkerLostError: another worker stopped answering.
         Preempted: SIGTERM came, and the run is saved in `checkpoint_dir`.
     """
@@ -108,26 +115,39 @@ def fit(
     for optimizer in optimizers.values():
         optimizer.all_reduce_dtype = all_reduce_dtype
     progress = _progress(verbose if is_chief(strategy) else 0)
+    kept = _kept_step(model, optimizers)
+    callbacks_here = _callbacks_here(callbacks, strategy)
     run = Run(
         model,
         dataset,
-        steps.custom_train_step(model)
-        if is_custom
-        else steps.train_step(model, strategy, microbatches, jit),
+        _step(model, is_custom, microbatches, jit),
         steps_per_epoch=steps_per_epoch,
         validation_data=validation_data,
         watch=overflow.OverflowWatch(
             optimizers,
             on_overflow,
-            lambda: "" if is_custom else overflow.explain(model, dataset),
+            kept
+            and Replay(
+                model,
+                _step(model, is_custom, microbatches=1, jit=False),
+                optimizers,
+                kept,
+                microbatches,
+            ),
+            [
+                callback.on_scale_event
+                for callback in callbacks_here
+                if isinstance(callback, ScaleTimeline)
+            ],
         ),
+        kept=kept,
         checkpoints=None
         if checkpoint_dir is None
         else Checkpoints(model, os.fspath(checkpoint_dir)),
         steps_per_loop=steps_per_loop,
         watched=any(map(_watches_batches, callbacks)),
         callbacks=keras.callbacks.CallbackList(
-            [*_callbacks_here(callbacks, strategy), *progress],
+            [*callbacks_here, *progress],
             add_history=True,
             model=model,
             epochs=epochs,
@@ -170,6 +190,26 @@ def evaluate(
         keras_internals.build_everything(model, dataset.element_spec)
     with worker_errors():
         return evaluator.run()
+
+
+def _step(
+    model: keras.Model, is_custom: bool, microbatches: int, jit: bool
+) -> steps.Step:
+    if is_custom:
+        return steps.custom_train_step(model)
+    strategy = model.distribute_strategy
+    return steps.train_step(model, strategy, microbatches, jit)
+
+
+def _kept_step(
+    model: keras.Model, optimizers: dict[str, LossScaleOptimizer]
+) -> KeptStep | None:
+    """None where steps are looked at in reports only.
+
+    A TPU computes on its own: to look at each step would make it wait.
+    """
+    is_tpu = isinstance(model.distribute_strategy, tf.distribute.TPUStrategy)
+    return KeptStep(model, optimizers) if optimizers and not is_tpu else None
 
 
 def _progress(verbose: int | str) -> list[ProgressBar]:
