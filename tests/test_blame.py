@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
+from tfamp import keras_internals
 from tfamp.callbacks import ScaleTimeline
 
 LAYERS, ROWS = 20, 8
@@ -246,6 +247,39 @@ class Averaged(keras.Model):
         self.optimizer.apply(gradients, self.first.trainable_variables)
         self.average.assign(0.5 * (self.average + self.first.kernel))
         return {"loss": loss}
+
+
+class Noisy(keras.Model):
+    """A step of its own, that draws without a seed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.first(x)
+
+    def train_step(self, batch):
+        x, y = batch
+        x += keras.random.normal(keras.ops.shape(x))
+        loss, gradients = tfamp.value_and_gradients(
+            lambda: self.compute_loss(x, y, self(x)),
+            self.trainable_variables,
+            self.optimizer,
+        )
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def test_a_step_may_be_the_first_that_draws_without_a_seed():
+    keras_internals.forget_global_seed_generator()
+    model = Noisy()
+    optimizer = tfamp.LossScaleOptimizer(keras.optimizers.SGD(0.01))
+    model.compile(optimizer, "mse", auto_scale_loss=False)
+    rows = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+    batches = tf.data.Dataset.from_tensor_slices(rows).batch(4)
+    history = tfamp.fit(model, batches, on_overflow="blame", verbose=0)
+    assert np.isfinite(history.history["loss"][0])
 
 
 def averaged(strategy):

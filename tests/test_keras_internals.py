@@ -271,33 +271,3 @@ def test_optimized_variables_are_those_it_was_built_with():
     optimizer.build(variables)
     found = keras_internals.optimized_variables(optimizer)
     assert [id(each) for each in found] == [id(each) for each in variables]
-
-
-def test_layers_compute_in_float32_for_a_while_and_keep_their_policies():
-    shared = keras.dtype_policies.DTypePolicyMap(default_policy="mixed_float16")
-    model = keras.Sequential(
-        [
-            keras.Input((2,)),
-            layers.Dense(2, dtype=shared, name="mapped"),
-            layers.Dense(2, dtype="mixed_bfloat16"),
-        ]
-    )
-    before = [(layer.dtype_policy, len(shared)) for layer in model.layers]
-    with keras_internals.computing_in_float32(
-        keras_internals.all_layers(model)
-    ):
-        assert {layer.compute_dtype for layer in model.layers} == {"float32"}
-        assert model(np.ones((1, 2))).dtype == tf.float32
-    after = [(layer.dtype_policy, len(shared)) for layer in model.layers]
-    assert [id(policy) for policy, _ in after] == [
-        id(policy) for policy, _ in before
-    ]
-    assert len(shared) == before[0][1]
-
-
-def test_an_optimizer_tells_what_it_was_built_with():
-    variables = [keras.Variable([1.0]), keras.Variable([2.0])]
-    optimizer = keras.optimizers.Adam()
-    optimizer.build(variables)
-    found = keras_internals.variables_of(optimizer)
-    assert [id(v) for v in found] == [id(v) for v in variables]

@@ -83,7 +83,7 @@ class Catch:
         def apply(grads, trainable_variables=None) -> None:
             variables = trainable_variables
             if variables is None:
-                variables = keras_internals.variables_of(optimizer)
+                variables = keras_internals.optimized_variables(optimizer)
             self._caught[threading.get_ident()].applied.append(
                 (optimizer, list(grads), list(variables))
             )

@@ -38,6 +38,8 @@ class KeptStep:
         # By local replica: a variable for each tensor, of any shape.
         self._slots: list[list[tf.Variable]] = []
         self._structure: Any = None
+        dtype = keras.random.SeedGenerator(0).state.dtype
+        self._no_generator = tf.zeros([0], dtype)
 
     def state(self) -> list[tf.Tensor]:
         """What a skipped step changes all the same, in replica context.
@@ -45,19 +47,25 @@ class KeptStep:
         The scales, and what it draws from or counts with.
         """
         scales = [each.dynamic_scale for each in self._optimizers]
-        return [
+        state = [
             tf.convert_to_tensor(variable)
             for variable in [*scales, *self._random_variables()]
         ]
+        # The step itself may make it, and then is traced a second time, when
+        # it is too late for another slot.
+        if keras_internals.global_seed_generator(create=False) is None:
+            state.append(self._no_generator)
+        return state
 
     def assign_random_state(self, state: list[tf.Tensor]) -> None:
         """Of what `state` returned, puts back all but the scales."""
         values = state[len(self._optimizers) :]
-        # A generator that came to be later had no state to keep.
+        # A generator that came to be in the step has no state to put back.
         for variable, value in zip(
             self._random_variables(), values, strict=False
         ):
-            variable.assign(value)
+            if value.shape == variable.shape:
+                variable.assign(value)
 
     def see(self, share: Share, state: list[tf.Tensor]) -> tf.Tensor:
         """Looks at the step that ends here, in cross-replica context.

@@ -267,7 +267,7 @@ def forget_global_seed_generator() -> None:
 def optimized_variables(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[keras.Variable]:
-    """What a built optimizer updates when `apply` is given no variables."""
+    """What an optimizer was built with, and moves where it is told nothing."""
     return optimizer._trainable_variables
 
 
@@ -288,32 +288,3 @@ def dtype_policy_replaced(
     finally:
         for layer, each in zip(layers, own, strict=True):
             object.__setattr__(layer, "_dtype_policy", each)
-
-
-@contextlib.contextmanager
-def computing_in_float32(layers: list[keras.layers.Layer]) -> Iterator[None]:
-    """Within it, the layers compute in float32; quantized ones stay.
-
-    The public setter would leave an entry in a `DTypePolicyMap` that layers
-    share.
-    """
-    policies = [
-        (layer, layer._dtype_policy)
-        for layer in layers
-        if layer.quantization_mode is None
-    ]
-    float32 = keras.dtype_policies.DTypePolicy("float32")
-    for layer, _ in policies:
-        object.__setattr__(layer, "_dtype_policy", float32)
-    try:
-        yield
-    finally:
-        for layer, policy in policies:
-            object.__setattr__(layer, "_dtype_policy", policy)
-
-
-def variables_of(
-    optimizer: keras.optimizers.Optimizer,
-) -> list[keras.Variable]:
-    """What an optimizer was built with: what it is to move."""
-    return optimizer._trainable_variables

@@ -111,9 +111,15 @@ class Replay:
     ) -> Pass | None:
         if precision_of(self._model) == "float32":
             return None
-        layers = keras_internals.all_layers(self._model)
+        layers = [
+            layer
+            for layer in keras_internals.all_layers(self._model)
+            # A quantized layer has no other arithmetic.
+            if layer.quantization_mode is None
+        ]
+        float32 = keras.dtype_policies.get("float32")
         try:
-            with keras_internals.computing_in_float32(layers):
+            with keras_internals.dtype_policy_replaced(layers, float32):
                 other, _ = self._all_in_float32(scales, share, state, piece)
         except (TypeError, ValueError, *_NOT_IN_FLOAT32) as error:
             # Code that casts to 16 bits by name, or memory for 16 bits only.
