@@ -7,12 +7,13 @@ import pytest
 import tfamp
 from tfamp import cli
 from tfamp.commands import recipe_argument
+from tfamp.config import split_settings
 
 RECIPE = "recipes.image_classification"
 
 
 def parse(*argv):
-    settings, rest = recipe_argument.split_settings(argv)
+    settings, rest = split_settings(argv)
     parser = argparse.ArgumentParser()
     recipe_argument.add_to(parser)
     args = parser.parse_args(rest)
@@ -30,7 +31,7 @@ def test_settings_stand_anywhere_and_become_fields():
 @pytest.mark.parametrize("argument", ["--config.seed", "--config.=3"])
 def test_a_setting_without_a_field_or_value_is_refused(argument):
     with pytest.raises(tfamp.InputError, match=r"--config\.FIELD=VALUE"):
-        recipe_argument.split_settings([RECIPE, argument])
+        split_settings([RECIPE, argument])
 
 
 def test_a_field_that_the_command_sets_itself_is_refused():

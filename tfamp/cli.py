@@ -21,6 +21,7 @@ from tfamp.commands import (
     recipe_argument,
     report,
 )
+from tfamp.config import split_settings
 from tfamp.errors import InputError
 from tfamp.recipe import describe_exit
 from tfamp.version import __version__
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        settings, argv = recipe_argument.split_settings(argv)
+        settings, argv = split_settings(argv)
         args = _parser().parse_args([_shield_negative(a) for a in argv])
         recipe_argument.attach_settings(args, settings)
         return args.run(args)

@@ -17,6 +17,8 @@ from absl import flags
 
 from tfamp.errors import InputError
 
+SETTING_PREFIX = "--config."
+
 
 def flag(
     default: Any,
@@ -56,6 +58,31 @@ def check_ranges(config: Any) -> None:
                 f"{field.name}={value} is out of range; expected a number in "
                 f"[{low}, {high})."
             )
+
+
+def split_settings(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes the `--config.FIELD=VALUE` out of a command line.
+
+    Returns:
+        Field and text of each, and the other arguments.
+
+    Raises:
+        InputError: one has no `=VALUE`.
+    """
+    settings, others = {}, []
+    for argument in argv:
+        if not argument.startswith(SETTING_PREFIX):
+            others.append(argument)
+            continue
+        name, equals, text = argument.removeprefix(SETTING_PREFIX).partition(
+            "="
+        )
+        if not (name and equals):
+            raise InputError(
+                f"{argument!r} sets nothing; expected --config.FIELD=VALUE."
+            )
+        settings[name] = text
+    return settings, others
 
 
 def parse_flags(

@@ -40,6 +40,20 @@ def table(*headings: str, title: str | None = None) -> Table:
     return frame
 
 
+def filled(figures: Any) -> Table:
+    """A table of a report as text; its first column at the left.
+
+    Args:
+        figures: with `caption`, `columns` and `rows` of text, as a
+            `tfamp.analysis.page.Table` has them.
+    """
+    frame = table(*figures.columns, title=figures.caption)
+    frame.columns[0].justify = "left"
+    for row in figures.rows:
+        frame.add_row(*row)
+    return frame
+
+
 def print_text(*blocks: RenderableType) -> None:
     """Prints blocks with a blank line between; to a pipe without colours."""
     # A pipe has no width: nothing wraps there, so that a line stays a line.

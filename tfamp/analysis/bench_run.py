@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfamp.config import configure
+from tfamp.config import configure, split_settings
 from tfamp.errors import InputError
 from tfamp.recipe import describe_exit, load_recipe, quiet_tensorflow
 
@@ -227,12 +227,8 @@ def _parse(argv) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--memory_limit", type=int)
     parser.add_argument("--result", type=pathlib.Path, required=True)
-    args, others = parser.parse_known_args(argv)
-    settings = {}
-    for other in others:
-        name, _, text = other.removeprefix("--config.").partition("=")
-        settings[name] = text
-    return args, settings
+    settings, argv = split_settings(argv)
+    return parser.parse_args(argv), settings
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfamp.analysis import parity_plots, parity_tables
+from tfamp.analysis import parity_plots, parity_tables, parity_words
 from tfamp.analysis.page import Part
 
 
@@ -27,7 +27,12 @@ def part(record: Mapping[str, Any]) -> Part:
         plots=[plot for plot in drawn if plot is not None],
         tables=parity_tables.tables(record),
         notes=_notes(record),
-        remarks=[test["verdict"] for test in record["tests"]],
+        remarks=parity_words.sentences(
+            record["tests"],
+            record["metric"],
+            record["margin"],
+            record["summary"][0]["mean"],
+        ),
     )
 
 

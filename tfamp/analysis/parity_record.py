@@ -111,8 +111,10 @@ def make(
         "margin": question.margin,
         "alpha": question.alpha,
         "equivalent": {test["precision"]: test["equivalent"] for test in tests},
-        "verdict": parity_words.overall(
-            tests, metric, question.margin, summary[0]["mean"]
+        "verdict": " ".join(
+            parity_words.sentences(
+                tests, metric, question.margin, summary[0]["mean"]
+            )
         ),
         "runs": [_outcome(run, metric) for run in runs],
         "summary": summary,

@@ -66,12 +66,12 @@ def verdict(
     )
 
 
-def overall(
+def sentences(
     tests: Sequence[Mapping[str, Any]],
     metric: str | None,
     margin: float,
     reference_mean: float | None,
-) -> str:
+) -> list[str]:
     """The verdicts of all precisions, the bad news first.
 
     Args:
@@ -81,13 +81,13 @@ def overall(
         reference_mean: of the metric in float32.
     """
     ordered = sorted(tests, key=lambda test: test["equivalent"])
-    sentences = [test["verdict"] for test in ordered]
+    found = [test["verdict"] for test in ordered]
     if reference_mean is not None and 0 < abs(reference_mean) < 2 * margin:
-        sentences.append(
+        found.append(
             f"Mind the margin: {margin:g} is much, where {metric} is "
             f"{reference_mean:.2g} in float32."
         )
-    return " ".join(sentences)
+    return found
 
 
 def _because_of(failures, precision):

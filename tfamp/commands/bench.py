@@ -1,7 +1,6 @@
 """`tfamp bench`: speed and memory of each precision, as ratios to float32."""
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from tfamp import console
@@ -19,12 +18,7 @@ def add_to(commands: Any) -> None:
         allow_abbrev=False,
     )
     recipe_argument.add_to(parser)
-    parser.add_argument(
-        "--precisions",
-        default="float32,mixed_bfloat16,mixed_float16",
-        help="a comma list; float32 is what the others are compared with "
-        "(default: %(default)s)",
-    )
+    recipe_argument.add_precisions_to(parser)
     parser.add_argument(
         "--steps",
         type=int,
@@ -62,7 +56,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tfamp.analysis import bench, bench_part, plots, report
+    from tfamp.analysis import bench, bench_part, bench_tables, plots, report
     from tfamp.recipe import quiet_tensorflow
 
     quiet_tensorflow()
@@ -71,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     plan = bench.Plan(
         recipe=args.recipe,
         settings=args.settings,
-        precisions=tuple(p.strip() for p in args.precisions.split(",")),
+        precisions=args.precisions,
         steps=args.steps,
         rounds=args.rounds,
         largest_batch=args.largest_batch,
@@ -81,22 +75,9 @@ def _run(args: argparse.Namespace) -> int:
     record = bench.measure(plan, args.output_dir)
     page = report.write(args.output_dir)
     console.print_text(
-        *_tables(record),
+        *map(console.filled, bench_tables.tables(record)),
         bench_part.verdict(record),
         *(callout["message"] for callout in record["callouts"]),
         f"The report: {page}",
     )
     return 0
-
-
-def _tables(record: Mapping[str, Any]) -> list:
-    from tfamp.analysis import bench_tables
-
-    tables = []
-    for each in bench_tables.tables(record):
-        shown = console.table(*each.columns, title=each.caption)
-        shown.columns[0].justify = "left"
-        for row in each.rows:
-            shown.add_row(*row)
-        tables.append(shown)
-    return tables

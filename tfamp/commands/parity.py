@@ -1,7 +1,6 @@
 """`tfamp parity`: whether mixed precision gives what float32 gives."""
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from tfamp import console
@@ -23,12 +22,7 @@ def add_to(commands: Any) -> None:
         allow_abbrev=False,
     )
     recipe_argument.add_to(parser)
-    parser.add_argument(
-        "--precisions",
-        default="float32,mixed_bfloat16,mixed_float16",
-        help="a comma list; float32 is what the others are compared with "
-        "(default: %(default)s)",
-    )
+    recipe_argument.add_precisions_to(parser)
     parser.add_argument(
         "--seeds", type=int, default=5, help="runs in each (default: 5)"
     )
@@ -66,7 +60,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tfamp.analysis import parity, plots, report
+    from tfamp.analysis import parity, parity_tables, plots, report
     from tfamp.analysis.equivalence import require_scipy
 
     # Nobody wants to hear of it after an hour of training.
@@ -75,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     question = parity.Question(
         recipe=args.recipe,
         settings=args.settings,
-        precisions=[name.strip() for name in args.precisions.split(",")],
+        precisions=args.precisions,
         seeds=args.seeds,
         margin=args.margin,
         metric=args.metric,
@@ -85,19 +79,8 @@ def _run(args: argparse.Namespace) -> int:
     record = parity.measure(question, args.output_dir)
     page = report.write(args.output_dir)
     console.print_text(
-        *_tables(record), record["verdict"], f"The report: {page}"
+        *map(console.filled, parity_tables.tables(record)),
+        record["verdict"],
+        f"The report: {page}",
     )
     return 0 if all(record["equivalent"].values()) else 1
-
-
-def _tables(record: Mapping[str, Any]) -> list:
-    from tfamp.analysis import parity_tables
-
-    tables = []
-    for each in parity_tables.tables(record):
-        shown = console.table(*each.columns, title=each.caption)
-        shown.columns[0].justify = "left"
-        for row in each.rows:
-            shown.add_row(*row)
-        tables.append(shown)
-    return tables

@@ -89,11 +89,8 @@ def _probe(recipe, config, steps: int):
 def _print(record: dict[str, Any], page: pathlib.Path) -> None:
     from tfamp.analysis import probe_tables
 
-    blocks = []
-    for each in probe_tables.tables(record):
-        shown = console.table(*each.columns, title=each.caption)
-        shown.columns[0].justify = "left"
-        for row in each.rows:
-            shown.add_row(*row)
-        blocks.append(shown)
-    console.print_text(*blocks, record["reason"], f"The report: {page}")
+    console.print_text(
+        *map(console.filled, probe_tables.tables(record)),
+        record["reason"],
+        f"The report: {page}",
+    )

@@ -5,37 +5,11 @@
 
 import argparse
 import types
-from collections.abc import Sequence
 from typing import Any
 
-from tfamp.config import configure
+from tfamp.config import SETTING_PREFIX, configure
 from tfamp.errors import InputError
 from tfamp.recipe import load_recipe
-
-_PREFIX = "--config."
-
-
-def split_settings(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes the `--config.FIELD=VALUE` out of a command line.
-
-    Returns:
-        Field and text of each, and the other arguments.
-
-    Raises:
-        InputError: one has no `=VALUE`.
-    """
-    settings, others = {}, []
-    for argument in argv:
-        if not argument.startswith(_PREFIX):
-            others.append(argument)
-            continue
-        name, equals, text = argument.removeprefix(_PREFIX).partition("=")
-        if not (name and equals):
-            raise InputError(
-                f"{argument!r} sets nothing; expected --config.FIELD=VALUE."
-            )
-        settings[name] = text
-    return settings, others
 
 
 def attach_settings(args: argparse.Namespace, settings: dict[str, str]) -> None:
@@ -46,8 +20,8 @@ def attach_settings(args: argparse.Namespace, settings: dict[str, str]) -> None:
     """
     if settings and not hasattr(args, "recipe"):
         raise InputError(
-            f"{_PREFIX}{next(iter(settings))} belongs to a command that takes "
-            "a recipe, as `tfamp lint` does."
+            f"{SETTING_PREFIX}{next(iter(settings))} belongs to a command "
+            "that takes a recipe, as `tfamp lint` does."
         )
     args.settings = settings
 
@@ -59,6 +33,17 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="a module, recipes.image_classification, or a file, my/recipe.py;"
         " --config.FIELD=VALUE sets its flags",
+    )
+
+
+def add_precisions_to(parser: argparse.ArgumentParser) -> None:
+    """Declares the precisions that a command compares."""
+    parser.add_argument(
+        "--precisions",
+        type=_names,
+        default="float32,mixed_bfloat16,mixed_float16",
+        help="a comma list; float32 is what the others are compared with "
+        "(default: %(default)s)",
     )
 
 
@@ -79,6 +64,11 @@ def load(
     for name in reserved:
         if name in args.settings:
             raise InputError(
-                f"{_PREFIX}{name} is set by the command itself; leave it out."
+                f"{SETTING_PREFIX}{name} is set by the command itself; leave "
+                "it out."
             )
     return recipe, configure(recipe.Config, args.settings)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
