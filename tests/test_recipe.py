@@ -575,4 +575,9 @@ def test_no_output_dir_means_no_callbacks(tmp_path):
         type(part).__name__
         for part in recipe.run_callbacks(Config(str(tmp_path)))
     ]
-    assert names == ["RunRecord", "MetricsLog", "TensorBoardScalars"]
+    assert names == [
+        "RunRecord",
+        "MetricsLog",
+        "ScaleTimeline",
+        "TensorBoardScalars",
+    ]
