@@ -2,7 +2,21 @@
 
     python -m recipes.segmentation --precision=mixed_bfloat16
 
-DOC
+The default needs no download: 2,048 scenes an epoch, composed anew from the
+handwritten digits of scikit-learn, 48 pixels a side, and 256 fixed ones of
+digits that were never seen. On 2 cores of a CPU with AVX512-BF16, shared with
+other programs (TensorFlow 2.21.0, Keras 3.15.1), start-up included, seed 0:
+
+    precision        seconds   mean IoU   pixel accuracy
+    float32          95        0.675      0.950
+    mixed_bfloat16   84        0.676      0.951
+    mixed_float16    468       0.677      0.951
+
+All background has a mean IoU of 0.073. float16 has no fast path on CPUs.
+
+With --output_dir it leaves masks.png: images, their labels, what was found.
+Photographs: --dataset=oxford_iiit_pet --image_size=128 --widths=32,64,128,256
+(not measured here).
 """
 
 import dataclasses
@@ -211,29 +225,20 @@ def _scenes(config: Config) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """New scenes in each epoch, and the same ones at each evaluation."""
     train, evaluation = read_glyphs("digits", config.data_dir)
 
-    def scenes_of(glyphs):
-        def scene(seed):
-            return compose(glyphs, config.image_size, _DIGITS_IN_A_SCENE, seed)
+    size, batch_size = config.image_size, config.batch_size
 
-        def scenes(seeds):
-            # A batch at a time: less to hand from thread to thread.
-            return tf.map_fn(
-                scene, seeds, fn_output_signature=(tf.float32, tf.int32)
-            )
+    def scenes(_, seed):
+        return compose(train, size, _DIGITS_IN_A_SCENE, batch_size, seed)
 
-        return scenes
-
-    numbers = tf.data.Dataset.range(_TRAIN_SCENES)
-    seeds = images.with_seeds(numbers, config.seed).map(lambda _, seed: seed)
-    train_scenes = seeds.batch(config.batch_size, drop_remainder=True).map(
-        scenes_of(train), tf.data.AUTOTUNE, deterministic=True
+    numbers = tf.data.Dataset.range(_TRAIN_SCENES // batch_size)
+    train_scenes = images.with_seeds(numbers, config.seed).map(
+        scenes, tf.data.AUTOTUNE, deterministic=True
     )
     # The same for every seed: results of several seeds compare.
-    seeds = tf.data.Dataset.range(_EVAL_SCENES).map(lambda i: tf.stack([i, i]))
-    eval_scenes = seeds.batch(config.batch_size).map(
-        scenes_of(evaluation), tf.data.AUTOTUNE, deterministic=True
+    eval_scenes = tf.data.Dataset.from_tensor_slices(
+        compose(evaluation, size, _DIGITS_IN_A_SCENE, _EVAL_SCENES, [0, 0])
     )
-    return train_scenes, eval_scenes.cache()
+    return train_scenes, eval_scenes.batch(batch_size)
 
 
 def _photographs(config: Config) -> tuple[tf.data.Dataset, tf.data.Dataset]:

@@ -137,22 +137,33 @@ def test_training_scenes_follow_the_seed_and_change_by_epoch(config):
 
 
 def test_each_inked_pixel_has_the_label_of_its_character():
-    scene, labels = compose(one_square(4), 20, 3, tf.constant([1, 2]))
-    scene, labels = scene.numpy()[..., 0], labels.numpy()
+    scenes, labels = compose(one_square(4), 20, 1, 50, tf.constant([1, 2]))
+    scenes, is_inked = scenes.numpy()[..., 0], labels.numpy() == 5
     assert set(np.unique(labels)) == {0, 5}
-    # Contrast begins at 0.5, the ground ends at 0.3.
-    np.testing.assert_array_equal(labels == 5, scene >= 0.5)
-    # The sides are 0.2 to 0.4 of the scene: 16 to 64 pixels each.
-    assert 16 <= (labels == 5).sum() <= 3 * 64
+    # The ground ends at 0.3, and contrast begins at 0.5.
+    assert scenes[~is_inked].max() < 0.3
+    assert scenes[is_inked].mean() > 0.5
+    # The sides are 0.2 to 0.4 of the scene, 4 to 8 pixels, to one pixel.
+    areas = is_inked.sum(axis=(1, 2))
+    assert areas.min() >= 9
+    assert areas.max() <= 81
+    assert len(np.unique(areas)) > 5
 
 
-def test_a_scene_is_a_function_of_its_seed():
+def test_a_later_character_covers_an_earlier_one():
+    one = compose(one_square(4), 20, 1, 50, tf.constant([1, 2]))[1]
+    many = compose(one_square(4), 20, 9, 50, tf.constant([1, 2]))[1]
+    assert np.mean(many != 0) > 3 * np.mean(one != 0)
+
+
+def test_scenes_are_a_function_of_their_seed():
     first, again, other = (
-        compose(one_square(0), 20, 2, tf.constant(seed))[0]
+        compose(one_square(0), 20, 2, 3, tf.constant(seed))[0]
         for seed in ([1, 2], [1, 2], [1, 3])
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+    assert not np.array_equal(first[0], first[1])
 
 
 def test_glyphs_of_train_and_test_are_the_stored_ones(digits_dir):

@@ -11,6 +11,7 @@ _SMALLER_IS_BETTER = (
     "error",
     "perplexity",
     "crossentropy",
+    "distance",
     "divergence",
     "entropy",
     "bits",
