@@ -8,6 +8,7 @@ runs in a process of its own.
 import functools
 import json
 import pathlib
+import signal
 
 import jsonschema
 import keras
@@ -21,6 +22,9 @@ FLOAT32_ROUNDING = {"rtol": 2e-5, "atol": 2e-6}
 
 
 def pytest_configure(config):
+    # A shell starts what it puts in the background without Ctrl-C, and so
+    # would be the processes that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 4,
