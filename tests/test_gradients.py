@@ -14,6 +14,11 @@ def slices(values, indices, rows=4):
     )
 
 
+def is_finite(values):
+    finite, _ = gradients.unscale(values, [False] * len(values))
+    return finite
+
+
 def on_each_replica(strategy, function):
     """What `function(replica)` returns on each replica, traced."""
 
@@ -102,20 +107,20 @@ def test_a_sparse_gradient_of_no_rows_is_reduced_too():
     np.testing.assert_array_equal(
         tf.convert_to_tensor(reduced), np.zeros((4, 2))
     )
-    assert bool(gradients.all_finite([reduced]))
+    assert bool(is_finite([reduced]))
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_one_bad_value_anywhere_is_found(bad):
     clean = tf.constant([1.0, 65504.0, -0.0, 1e-45])
-    assert bool(gradients.all_finite([clean, None]))
-    assert not bool(gradients.all_finite([clean, tf.constant([0.0, bad])]))
-    assert not bool(gradients.all_finite([slices([[bad]], [2]), clean]))
+    assert bool(is_finite([clean, None]))
+    assert not bool(is_finite([clean, tf.constant([0.0, bad])]))
+    assert not bool(is_finite([slices([[bad]], [2]), clean]))
 
 
 def test_no_gradients_are_finite():
-    assert bool(gradients.all_finite([]))
-    assert bool(gradients.all_finite([None]))
+    assert bool(is_finite([]))
+    assert bool(is_finite([None]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -150,3 +155,28 @@ def test_the_wire_may_be_narrow_and_the_sums_come_back_wide(mirrored):
 
     for total in on_each_replica(mirrored(2), reduce):
         np.testing.assert_array_equal(total, [2.0])
+
+
+def test_unscaling_and_clipping_are_by_the_global_norm():
+    # 6, 8 and 0: of norm 10, at a scale of 4.
+    scaled = [tf.constant([24.0, 0.0]), None, slices([[32.0]], [2])]
+    finite, (dense, none, sparse) = gradients.unscale(
+        scaled, [False] * 3, tf.constant(4.0), clip_norm=5.0
+    )
+    assert bool(finite)
+    assert none is None
+    np.testing.assert_array_equal(dense, [3.0, 0.0])
+    np.testing.assert_array_equal(sparse.values, [[4.0]])
+
+
+def test_next_values_are_judged_but_neither_scaled_nor_clipped():
+    values = [tf.constant([24.0]), tf.constant([64.0])]
+    finite, (gradient, next_value) = gradients.unscale(
+        values, [False, True], tf.constant(4.0), clip_norm=3.0
+    )
+    assert bool(finite)
+    assert float(gradient[0]) == 3.0
+    assert float(next_value[0]) == 64.0
+    values[1] = tf.constant([np.nan])
+    finite, _ = gradients.unscale(values, [False, True], tf.constant(4.0))
+    assert not bool(finite)

@@ -271,3 +271,60 @@ def test_optimized_variables_are_those_it_was_built_with():
     optimizer.build(variables)
     found = keras_internals.optimized_variables(optimizer)
     assert [id(each) for each in found] == [id(each) for each in variables]
+
+
+def test_apply_clips_decays_and_updates_by_the_methods_that_are_replaced():
+    weight = keras.Variable([8.0])
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=0.5, weight_decay=0.5)
+    optimizer.build([weight])
+    seen = []
+
+    def update(gradient, variable, learning_rate):
+        seen.append((float(gradient[0]), type(variable), float(learning_rate)))
+
+    with (
+        keras_internals.gradients_already_clipped(optimizer),
+        keras_internals.update_replaced(optimizer, update),
+    ):
+        optimizer.apply([tf.constant([4.0])], [weight])
+    ((gradient, cls, rate),) = seen
+    assert (gradient, rate) == (4.0, 1.0)
+    assert issubclass(cls, tf.Variable)
+    assert weight.numpy() == 8.0
+    # And Keras's own are back: 8 decays to 4, the gradient is clipped to 0.5.
+    optimizer.apply([tf.constant([4.0])], [weight])
+    assert weight.numpy() == 3.5
+
+
+def test_the_global_norm_is_found_where_keras_would_clip_to_it():
+    sgd = keras.optimizers.SGD
+    found = [
+        keras_internals.global_clip_norm(each)
+        for each in (
+            sgd(global_clipnorm=2.0),
+            sgd(clipvalue=2.0),
+            sgd(global_clipnorm=2.0, gradient_accumulation_steps=2),
+            several_optimizers(),
+        )
+    ]
+    assert found == [2.0, None, None, None]
+
+
+def test_moments_and_decay_of_a_variable_are_found():
+    kernel, bias = keras.Variable([1.0]), keras.Variable([1.0], name="bias")
+    adam = keras.optimizers.AdamW(weight_decay=0.5)
+    adam.exclude_from_weight_decay(var_names=["bias"])
+    sgd = keras.optimizers.SGD(momentum=0.5)
+    for optimizer in (adam, sgd):
+        optimizer.build([kernel, bias])
+        optimizer.apply([tf.constant([2.0]), tf.constant([0.0])])
+    first, second = keras_internals.adam_moments(adam, kernel.value)
+    np.testing.assert_allclose(first.numpy(), [0.2], rtol=1e-6)
+    np.testing.assert_allclose(second.numpy(), [0.004], rtol=1e-6)
+    momentum = keras_internals.sgd_momentum(sgd, kernel.value)
+    np.testing.assert_allclose(momentum.numpy(), [-0.02], rtol=1e-6)
+    assert keras_internals.decays(adam, kernel.value)
+    assert not keras_internals.decays(adam, bias.value)
+    assert not keras_internals.decays(sgd, kernel.value)
+    assert keras_internals.updates_as(adam, keras.optimizers.Adam)
+    assert not keras_internals.updates_as(sgd, keras.optimizers.Adam)

@@ -62,14 +62,55 @@ def all_reduce(
     ]
 
 
-def all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
-    """Whether no gradient holds inf or NaN: a boolean scalar."""
-    flags = [
-        tf.reduce_all(tf.math.is_finite(_values(gradient)))
-        for gradient in gradients
-        if gradient is not None
+def unscale(
+    gradients: Sequence[Gradient],
+    overwrites: Sequence[bool],
+    scale: tf.Tensor | None = None,
+    clip_norm: float | None = None,
+) -> tuple[tf.Tensor, list[Gradient]]:
+    """Judges gradients, divides them by their scale, and clips them.
+
+    One pass tells both whether they are finite and their global norm; one
+    multiplication both unscales and clips them.
+
+    Args:
+        gradients: reduced, one per variable, of any shape, or None.
+        overwrites: one per variable: whether its "gradient" is its next value.
+        scale: a power of two; None for 1.
+        clip_norm: what the norm of all true gradients together is clipped to;
+            None for no limit.
+
+    Returns:
+        Whether the step can be applied: a boolean scalar. It needs every value
+        to be finite and, where gradients are clipped, their norm too.
+        And the true gradients, float32 where anything was multiplied.
+    """
+    scaled = [
+        None if overwrite else gradient
+        for gradient, overwrite in zip(gradients, overwrites, strict=True)
     ]
-    return tf.reduce_all(tf.stack(flags)) if flags else tf.constant(True)
+    next_values = [
+        gradient if overwrite else None
+        for gradient, overwrite in zip(gradients, overwrites, strict=True)
+    ]
+    squares = _sum_of_squares(scaled)
+    # The reciprocal of a power of two is exact.
+    factor = None if scale is None else 1.0 / scale
+    if clip_norm is None:
+        finite = _all_finite(scaled, squares)
+    else:
+        finite = tf.math.is_finite(squares)
+        norm = tf.sqrt(squares) if scale is None else tf.sqrt(squares) * factor
+        clip = clip_norm / tf.maximum(norm, clip_norm)
+        factor = clip if factor is None else factor * clip
+    if any(overwrites):
+        finite = tf.logical_and(finite, _each_is_finite(next_values))
+    if factor is None:
+        return finite, list(gradients)
+    return finite, [
+        gradient if overwrite else multiply(gradient, factor)
+        for gradient, overwrite in zip(gradients, overwrites, strict=True)
+    ]
 
 
 def multiply(gradient: Gradient, factor: tf.Tensor) -> Gradient:
@@ -80,8 +121,7 @@ def multiply(gradient: Gradient, factor: tf.Tensor) -> Gradient:
     """
 
     def scaled(values: tf.Tensor) -> tf.Tensor:
-        if values.dtype.size < tf.float32.size:
-            values = tf.cast(values, tf.float32)
+        values = _at_least_float32(values)
         return values * tf.cast(factor, values.dtype)
 
     return map_values(scaled, gradient)
@@ -103,6 +143,40 @@ def map_values(
 def _values(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
     is_sparse = isinstance(gradient, tf.IndexedSlices)
     return gradient.values if is_sparse else gradient
+
+
+def _sum_of_squares(gradients: Sequence[Gradient]) -> tf.Tensor:
+    """Of all values of all gradients: a float32 scalar, from one pass."""
+    halves = [
+        tf.cast(tf.nn.l2_loss(_at_least_float32(_values(each))), tf.float32)
+        for each in gradients
+        if each is not None
+    ]
+    return 2.0 * tf.add_n(halves) if halves else tf.constant(0.0)
+
+
+def _all_finite(gradients: Sequence[Gradient], squares: tf.Tensor) -> tf.Tensor:
+    # A square overflows from 1.8e19 on, and a gradient need not: only then
+    # is it worth a second look.
+    return tf.cond(
+        tf.math.is_finite(squares),
+        lambda: tf.constant(True),
+        lambda: _each_is_finite(gradients),
+    )
+
+
+def _each_is_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
+    flags = [
+        tf.reduce_all(tf.math.is_finite(_values(each)))
+        for each in gradients
+        if each is not None
+    ]
+    return tf.reduce_all(tf.stack(flags)) if flags else tf.constant(True)
+
+
+def _at_least_float32(values: tf.Tensor) -> tf.Tensor:
+    is_narrow = values.dtype.size < tf.float32.size
+    return tf.cast(values, tf.float32) if is_narrow else values
 
 
 def _sum(gradients: list[Gradient], dtype: str | None) -> list[Gradient]:

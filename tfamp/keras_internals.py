@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 @contextlib.contextmanager
@@ -21,14 +22,100 @@ def gradients_already_reduced(
     clipped them. tfamp reduces first, and a second sum would multiply the
     gradient by the number of replicas.
     """
-    optimizers = [optimizer, *getattr(optimizer, "optimizers", ())]
-    for each in optimizers:
-        object.__setattr__(each, "_all_reduce_sum_gradients", list)
-    try:
+    with contextlib.ExitStack() as stack:
+        for each in [optimizer, *getattr(optimizer, "optimizers", ())]:
+            stack.enter_context(
+                _methods_replaced(each, _all_reduce_sum_gradients=list)
+            )
         yield
-    finally:
-        for each in optimizers:
-            object.__delattr__(each, "_all_reduce_sum_gradients")
+
+
+@contextlib.contextmanager
+def gradients_already_clipped(
+    optimizer: keras.optimizers.Optimizer,
+) -> Iterator[None]:
+    """Within it, the optimizer does not clip its gradients."""
+    with _methods_replaced(optimizer, _clip_gradients=list):
+        yield
+
+
+def global_clip_norm(optimizer: keras.optimizers.Optimizer) -> float | None:
+    """The global norm that `apply` clips each gradient it gets to, or None.
+
+    None also where gradients are summed up before they are clipped, and where
+    a subclass clips in its own way.
+    """
+    clips_as_keras = (
+        getattr(type(optimizer), "_clip_gradients", None)
+        is keras.optimizers.Optimizer._clip_gradients
+    )
+    if (
+        not clips_as_keras
+        or optimizer.clipnorm
+        or optimizer.gradient_accumulation_steps
+        or getattr(optimizer, "optimizers", None)
+    ):
+        return None
+    return optimizer.global_clipnorm
+
+
+@contextlib.contextmanager
+def update_replaced(
+    optimizer: keras.optimizers.Optimizer, update: Callable
+) -> Iterator[None]:
+    """Within it, `apply` decays and updates each variable by `update`.
+
+    Args:
+        optimizer: no `MultiOptimizer`.
+        update: called with a gradient, its `tf.Variable` and the learning
+            rate, on the variable's device.
+    """
+    with _methods_replaced(
+        optimizer,
+        update_step=update,
+        _apply_weight_decay=lambda variables: None,
+    ):
+        yield
+
+
+def updates_as(
+    optimizer: keras.optimizers.Optimizer,
+    cls: type[keras.optimizers.Optimizer],
+) -> bool:
+    """Whether it updates and decays a variable by the methods of that class."""
+    return all(
+        getattr(type(optimizer), name) is getattr(cls, name)
+        for name in ("update_step", "_apply_weight_decay", "_use_weight_decay")
+    )
+
+
+def decays(optimizer: keras.optimizers.Optimizer, variable) -> bool:
+    """Whether weight decay applies to the variable."""
+    return bool(optimizer.weight_decay) and optimizer._use_weight_decay(
+        variable
+    )
+
+
+def adam_moments(
+    adam: keras.optimizers.Adam, variable: tf.Variable
+) -> tuple[tf.Variable, tf.Variable]:
+    """First and second moment of a variable."""
+    index = adam._get_variable_index(variable)
+    return adam._momentums[index].value, adam._velocities[index].value
+
+
+def sgd_momentum(
+    sgd: keras.optimizers.SGD, variable: tf.Variable
+) -> tf.Variable:
+    """The momentum of a variable."""
+    return sgd.momentums[sgd._get_variable_index(variable)].value
+
+
+def single_optimizers(
+    optimizer: keras.optimizers.Optimizer,
+) -> list[keras.optimizers.Optimizer]:
+    """Itself, or those that a `MultiOptimizer` holds."""
+    return getattr(optimizer, "optimizers", [optimizer])
 
 
 def averaging_optimizers(
@@ -39,8 +126,11 @@ def averaging_optimizers(
     A `MultiOptimizer` keeps none; the optimizers in it may. One of those that
     got no variable is not built, and has none.
     """
-    leaves = getattr(optimizer, "optimizers", [optimizer])
-    return [leaf for leaf in leaves if leaf.use_ema and leaf.built]
+    return [
+        each
+        for each in single_optimizers(optimizer)
+        if each.use_ema and each.built
+    ]
 
 
 @contextlib.contextmanager
@@ -288,3 +378,14 @@ def dtype_policy_replaced(
     finally:
         for layer, each in zip(layers, own, strict=True):
             object.__setattr__(layer, "_dtype_policy", each)
+
+
+@contextlib.contextmanager
+def _methods_replaced(instance: Any, **methods: Callable) -> Iterator[None]:
+    for name, method in methods.items():
+        object.__setattr__(instance, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            object.__delattr__(instance, name)

@@ -17,6 +17,7 @@ from keras import ops
 from tfamp import gradients as gradients_lib
 from tfamp import keras_internals
 from tfamp.errors import InputError
+from tfamp.fused_updates import fused_updates
 from tfamp.scale_rule import (
     ScaleRule,
     ScaleState,
@@ -197,8 +198,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         reduced = gradients_lib.all_reduce(
             grads, overwrites, self.all_reduce_dtype
         )
-        finite = gradients_lib.all_finite(reduced)
-        unscaled = self._unscale(reduced, overwrites)
+        finite, unscaled = gradients_lib.unscale(
+            reduced,
+            overwrites,
+            None if self._scale_is_one else self._scale(),
+            self._clip_norm,
+        )
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             # XLA on GPUs, TPU: replicas run on their own; the flag is the
             # same on each, and no branch holds a collective.
@@ -247,17 +252,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             return ops.convert_to_tensor(self.dynamic_scale)
         return ops.convert_to_tensor(self.initial_scale, dtype="float32")
 
-    def _unscale(self, gradients, overwrites):
-        if self._scale_is_one:
-            return list(gradients)
-        # The reciprocal of a power of two is exact.
-        inverse_scale = 1.0 / self._scale()
-        return [
-            gradient
-            if overwrite
-            else gradients_lib.multiply(gradient, inverse_scale)
-            for gradient, overwrite in zip(gradients, overwrites, strict=True)
-        ]
+    @property
+    def _clip_norm(self) -> float | None:
+        """The global norm that is clipped to here, in the inner one's place."""
+        return keras_internals.global_clip_norm(self.inner_optimizer)
 
     def _apply_if(self, finite, gradients, variables) -> None:
         """Applies or skips, in replica context."""
@@ -288,13 +286,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     @contextlib.contextmanager
     def _inner_prepared(self) -> Iterator[_EmaFrequencies]:
         """The inner optimizer as `apply` needs it; yields EMA frequencies."""
-        with (
-            keras_internals.gradients_already_reduced(self.inner_optimizer),
-            keras_internals.average_overwrite_deferred(
-                self.inner_optimizer
-            ) as frequencies,
-        ):
-            yield frequencies
+        inner = self.inner_optimizer
+        with contextlib.ExitStack() as stack:
+            enter = stack.enter_context
+            enter(keras_internals.gradients_already_reduced(inner))
+            if self._clip_norm:
+                enter(keras_internals.gradients_already_clipped(inner))
+            enter(fused_updates(inner))
+            yield enter(keras_internals.average_overwrite_deferred(inner))
 
     def _record(self, finite) -> None:
         """Moves the scale and the counters, in replica context."""
