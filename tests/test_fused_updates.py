@@ -199,3 +199,12 @@ def test_a_norm_below_the_threshold_changes_no_bit():
     optimizer.build([weight])
     optimizer.apply([tf.constant(gradient * 65536)], [weight])
     np.testing.assert_array_equal(weight.numpy(), -gradient)
+
+
+@pytest.mark.parametrize(("size", "count"), [(8, 1), (1280, 0), (65536, 1)])
+def test_on_a_cpu_adams_kernel_is_not_used_where_it_is_slow(size, count):
+    optimizer = tfamp.LossScaleOptimizer(keras.optimizers.Adam(0.5))
+    weight = variable(np.full([size], 8.0))
+    assert kernels(optimizer, [weight], [tf.fill([size], 65536.0)]) == count
+    optimizer.apply([tf.fill([size], 65536.0)], [weight])
+    np.testing.assert_allclose(weight.numpy(), 7.5, rtol=1e-6)

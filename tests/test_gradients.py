@@ -118,6 +118,16 @@ def test_one_bad_value_anywhere_is_found(bad):
     assert not bool(is_finite([slices([[bad]], [2]), clean]))
 
 
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_one_bad_value_among_a_million_is_found(bad):
+    large = tf.fill([2**20], 1e25)
+    # Its squares overflow, and it is finite.
+    assert bool(is_finite([large]))
+    last = tf.constant([bad])
+    assert not bool(is_finite([large, last]))
+    assert not bool(is_finite([tf.concat([tf.zeros([2**20]), last], 0)]))
+
+
 def test_no_gradients_are_finite():
     assert bool(is_finite([]))
     assert bool(is_finite([None]))

@@ -11,6 +11,9 @@ import tensorflow as tf
 
 Gradient = tf.Tensor | tf.IndexedSlices | None
 
+# Values from which on a pass over memory takes longer than a branch.
+_LARGE = 2**20
+
 
 def all_reduce(
     gradients: Sequence[Gradient],
@@ -93,12 +96,12 @@ def unscale(
         gradient if overwrite else None
         for gradient, overwrite in zip(gradients, overwrites, strict=True)
     ]
-    squares = _sum_of_squares(scaled)
     # The reciprocal of a power of two is exact.
     factor = None if scale is None else 1.0 / scale
     if clip_norm is None:
-        finite = _all_finite(scaled, squares)
+        finite = _all_finite(scaled)
     else:
+        squares = _sum_of_squares(scaled)
         finite = tf.math.is_finite(squares)
         norm = tf.sqrt(squares) if scale is None else tf.sqrt(squares) * factor
         clip = clip_norm / tf.maximum(norm, clip_norm)
@@ -155,11 +158,18 @@ def _sum_of_squares(gradients: Sequence[Gradient]) -> tf.Tensor:
     return 2.0 * tf.add_n(halves) if halves else tf.constant(0.0)
 
 
-def _all_finite(gradients: Sequence[Gradient], squares: tf.Tensor) -> tf.Tensor:
-    # A square overflows from 1.8e19 on, and a gradient need not: only then
-    # is it worth a second look.
+def _all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
+    sizes = [
+        _values(each).shape.num_elements()
+        for each in gradients
+        if each is not None
+    ]
+    if None not in sizes and sum(sizes) < _LARGE:
+        return _each_is_finite(gradients)
+    # A sum of squares takes one pass and no memory. A square overflows from
+    # 1.8e19 on, and a gradient need not: only then each is looked at.
     return tf.cond(
-        tf.math.is_finite(squares),
+        tf.math.is_finite(_sum_of_squares(gradients)),
         lambda: tf.constant(True),
         lambda: _each_is_finite(gradients),
     )

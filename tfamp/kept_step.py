@@ -1,4 +1,4 @@
-"""Of a step that was skipped: its batch, and the state before it.
+"""Of the last step: its batch, and the state before it.
 
 A skipped step leaves weights and optimizers as they were, bit for bit. With
 what is kept here the host can therefore run the very same step again.
@@ -17,10 +17,9 @@ from tfamp.strategy import Share, devices_of
 
 
 class KeptStep:
-    """Watches steps in the graph, and keeps the last one that was skipped.
+    """Watches steps in the graph: each is kept until the next one begins.
 
-    A step that nothing happens in costs a comparison of scalars, and on each
-    replica a branch that is not taken: the batch is copied in the other one.
+    The loop ends with the step that was skipped, which is then still here.
 
     Args:
         model: compiled and built.
@@ -67,20 +66,16 @@ class KeptStep:
             if value.shape == variable.shape:
                 variable.assign(value)
 
-    def see(self, share: Share, state: list[tf.Tensor]) -> tf.Tensor:
-        """Looks at the step that ends here, in cross-replica context.
+    def keep(self, share: Share) -> None:
+        """Keeps the step that begins, in cross-replica context.
+
+        A variable takes over the buffer of a tensor that is assigned to it:
+        nothing is copied, and the batch before is let go.
 
         Args:
             share: what the replicas got.
-            state: what `state` returned on them before the step.
-
-        Returns:
-            A boolean scalar on the host, equal on all workers: whether the
-            step was skipped or a scale grew.
         """
-        # On the host, which decides whether the loop goes on.
-        with tf.device("CPU:0"):
-            has_event = self._has_event()
+        state = self._strategy.run(self.state)
         devices = devices_of(self._strategy)
         local = self._strategy.experimental_local_results((share, state))
         self._structure = local[0]
@@ -88,14 +83,27 @@ class KeptStep:
             tensors = _tensors(values)
             if len(self._slots) <= i:
                 self._slots.append(_empty_slots(tensors, device))
-
-            def keep(slots=self._slots[i], tensors=tensors) -> None:
-                for slot, tensor in zip(slots, tensors, strict=True):
+            with tf.device(device):
+                for slot, tensor in zip(self._slots[i], tensors, strict=True):
                     slot.assign(tensor)
 
-            with tf.device(device):
-                tf.cond(has_event, keep, lambda: None)
-        return has_event
+    def has_event(self) -> tf.Tensor:
+        """Whether the step that ends was skipped or a scale grew.
+
+        Returns:
+            A boolean scalar on the host, equal on all workers.
+        """
+        # On the host, which decides whether the loop goes on.
+        with tf.device("CPU:0"):
+            # The count of clean steps begins anew with both. A fixed scale
+            # has no such count.
+            flags = [
+                tf.equal(each.step_counter, 0)
+                if each.dynamic
+                else each.consecutive_skips > 0
+                for each in self._optimizers
+            ]
+            return functools.reduce(tf.logical_or, flags)
 
     def load(self) -> tuple[Share, list[tf.Tensor]]:
         """The step that was kept: share and state of each replica."""
@@ -114,18 +122,6 @@ class KeptStep:
         values = [slot.value() for slot in self._slots[0]]
         _, state = _packed(self._structure, values)
         return [float(scale) for scale in state[: len(self._optimizers)]]
-
-    def _has_event(self) -> tf.Tensor:
-        """Whether any optimizer skipped the step, or let its scale grow."""
-        # The count of clean steps begins anew with both. A fixed scale has
-        # no such count.
-        flags = [
-            tf.equal(each.step_counter, 0)
-            if each.dynamic
-            else each.consecutive_skips > 0
-            for each in self._optimizers
-        ]
-        return functools.reduce(tf.logical_or, flags)
 
     def _random_variables(self) -> list[keras.Variable]:
         """Seeds, and what else moves by itself and is no moving average."""

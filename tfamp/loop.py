@@ -39,18 +39,12 @@ class Loop:
         self._logs: dict[str, tf.Variable] = {}
 
         @tf.autograph.experimental.do_not_convert
-        def watched_step(share) -> tuple[list[tf.Tensor], Logs]:
-            return kept.state(), step(share)
-
-        @tf.autograph.experimental.do_not_convert
         def one_step(iterator) -> tf.Tensor | None:
             share = iterator.get_next()
-            if kept is None:
-                logs = strategy.run(step, args=(share,))
-                has_event = None
-            else:
-                state, logs = strategy.run(watched_step, args=(share,))
-                has_event = kept.see(share, state)
+            if kept is not None:
+                kept.keep(share)
+            logs = strategy.run(step, args=(share,))
+            has_event = None if kept is None else kept.has_event()
             self._keep(strategy, logs)
             rows = strategy.experimental_local_results(share.batch_rows)[0]
             self._done.assign_add(tf.stack([tf.ones_like(rows), rows]))

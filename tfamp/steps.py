@@ -81,9 +81,10 @@ def train_step(
             gradients = _accumulate(gradients_of_piece, microbatches, variables)
             logs = {}
         optimizer.apply(gradients, variables)
-        # What is not trained on must not move the averages of evaluation.
-        is_skipped = optimizer.consecutive_skips > 0
-        tf.cond(is_skipped, forget, lambda: None)
+        if statistics:
+            # What is not trained on must not move the averages of evaluation.
+            is_skipped = optimizer.consecutive_skips > 0
+            tf.cond(is_skipped, forget, lambda: None)
         return logs
 
     return step
@@ -190,11 +191,10 @@ def _update_metrics(model, data, outputs, loss, rows, forget) -> Logs:
     what `compute_loss` counted: the losses of single outputs.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    tracker = keras_internals.loss_tracker(model)
 
     def update_loss() -> None:
-        keras_internals.loss_tracker(model).update_state(
-            loss, sample_weight=tf.cast(rows, tf.float32)
-        )
+        tracker.update_state(loss, sample_weight=tf.cast(rows, tf.float32))
 
     def update_metrics() -> Logs:
         return model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
@@ -205,7 +205,14 @@ def _update_metrics(model, data, outputs, loss, rows, forget) -> Logs:
 
     counts = tf.logical_and(tf.math.is_finite(loss), rows > 0)
     if type(model).compute_metrics is keras.Model.compute_metrics:
-        tf.cond(counts, update, forget)
+        if model.metrics == [tracker]:
+            # A mean alone can do without a branch, which takes its time.
+            tracker.update_state(
+                tf.where(counts, loss, 0.0),
+                sample_weight=tf.cast(tf.where(counts, rows, 0), tf.float32),
+            )
+        else:
+            tf.cond(counts, update, forget)
         return {}
     # An override may return more than the model's metrics hold.
     logs = _unlisted(model, update_metrics())

@@ -156,17 +156,21 @@ def distribute_batches(
         count = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * count
 
-        def shares_of(*batch) -> tf.data.Dataset:
+        def share_of(replica, *batch) -> Share:
             batch = batch if len(batch) > 1 else batch[0]
-            batch_rows = count_rows(batch)
+            data, rows = split_evenly(batch, replica, replicas)
+            return Share(data, rows, count_rows(batch))
 
-            def share_of(replica):
-                data, rows = split_evenly(batch, replica, replicas)
-                return Share(data, rows, batch_rows)
+        def shares_of(*batch) -> tf.data.Dataset:
+            local = tf.data.Dataset.range(first, first + count)
+            return local.map(lambda replica: share_of(replica, *batch))
 
-            return tf.data.Dataset.range(first, first + count).map(share_of)
-
-        return dataset.flat_map(shares_of).prefetch(tf.data.AUTOTUNE)
+        if count == 1:
+            # A dataset per batch takes longer than the step of a small model.
+            shares = dataset.map(lambda *batch: share_of(first, *batch))
+        else:
+            shares = dataset.flat_map(shares_of)
+        return shares.prefetch(tf.data.AUTOTUNE)
 
     return strategy.distribute_datasets_from_function(dataset_fn)
 
