@@ -18,8 +18,8 @@ quieter moment. float16 has no fast path on CPUs.
 
 On the same split it costs 8.00 bits to guess and 4.76 to know how frequent
 each byte is; 2.30 as the best n-gram model does (Witten-Bell, order 5); and
-1.91 as `xz -9e` does that has read the training text, of which it sees all at
-once where the model sees 128 bytes.
+1.92 as `xz -9e` does that has read the training text, of which it sees all at
+once where the model sees 128 bytes (`python -m benchmarks.text_baselines`).
 
 With --output_dir it leaves four texts in samples.txt and the model in
 model.keras. Real text: --dataset=tiny_shakespeare, or --dataset=wiki40b/en or
