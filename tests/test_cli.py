@@ -1,12 +1,13 @@
 """The commands as a user types them: what they print and how they exit."""
 
+import builtins
 import json
 import subprocess
 import sys
 
 import pytest
 
-from tfamp import cli
+from tfamp import cli, console
 from tfamp.commands import formats as formats_command
 from tfamp.errors import InputError
 from tfamp.formats import FORMATS
@@ -294,3 +295,20 @@ def test_tfds_is_reported_only_where_its_dependency_is_missing(monkeypatch):
             lambda name, p=present: find("json") if p else None,
         )
         assert ("importlib_resources" in trouble(cpu)) is not present
+
+
+def test_a_notebook_gets_tables_as_printed_text(capsys, monkeypatch):
+    # rich would show HTML of its own in a shell of this name.
+    class ZMQInteractiveShell:
+        pass
+
+    _, expected, _ = run(capsys, "formats", "0.1")
+    monkeypatch.setattr(
+        builtins, "get_ipython", ZMQInteractiveShell, raising=False
+    )
+    assert run(capsys, "formats", "0.1") == (0, expected, "")
+    # Folded between words: a notebook folds a longer line anywhere.
+    console.print_text("sixteen bits " * 20)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(len(line) <= 100 for line in lines)

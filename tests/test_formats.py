@@ -152,6 +152,17 @@ def test_a_cast_by_ml_dtypes_rounds_twice_where_convert_does_not():
     assert convert(value, FORMATS["bfloat16"]).result == 1 + 2**-7
 
 
+@pytest.mark.parametrize("name", NARROW)
+def test_the_spacing_is_the_distance_of_neighbours(name):
+    values = every_finite_value(name)
+    values = values[values >= 0]
+    gaps = np.diff(values)
+    for place in (values[:-1], values[:-1] + gaps / 2, -values[:-1]):
+        actual = [formats.spacing(value, FORMATS[name]) for value in place]
+        np.testing.assert_array_equal(actual, gaps)
+    assert math.isnan(formats.spacing(math.inf, FORMATS[name]))
+
+
 def test_the_relative_error_is_of_the_value_that_went_in():
     assert convert(2049.0, FORMATS["float16"]).relative_error == 1 / 2049
     assert convert(1e-8, FORMATS["float16"]).relative_error == 1

@@ -11,6 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+# Fits beside a sidebar.
+_NOTEBOOK_COLUMNS = 100
+
 
 def section(heading: str, rows: Sequence[tuple[str, str]]) -> Group:
     """A heading over rows of a label and a text."""
@@ -56,9 +59,19 @@ def filled(figures: Any) -> Table:
 
 def print_text(*blocks: RenderableType) -> None:
     """Prints blocks with a blank line between; to a pipe without colours."""
-    # A pipe has no width: nothing wraps there, so that a line stays a line.
+    # A pipe has no width: nothing wraps there, so that a line stays a line. A
+    # notebook would fold long lines anywhere, and tables with them.
     width = None if sys.stdout.isatty() else 1000
-    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    if Console().is_jupyter:
+        width = _NOTEBOOK_COLUMNS
+    console = Console(
+        width=width,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        # It would show HTML of its own, and leave nothing to be printed.
+        force_jupyter=False,
+    )
     with console.capture() as capture:
         for block in blocks:
             console.print(block)

@@ -146,6 +146,29 @@ def convert_scaled(
     )
 
 
+def spacing(value: float, target: Format) -> float:
+    """The distance from one number of a format to the next, at a value.
+
+    It is `epsilon` at 1, doubles at each power of two, and stays
+    `min_subnormal` below `min_normal`. A sum moves a number only if what is
+    added exceeds half of it.
+
+    Args:
+        value: any float64; its sign does not matter.
+        target: one of `FORMATS`.
+
+    Returns:
+        The distance between the neighbours that the value lies between, the
+        wider one where it is a power of two; nan where it is not finite.
+        Beyond `max` it goes on as if the format did.
+    """
+    if not math.isfinite(value):
+        return math.nan
+    # The exponent e of 2**e <= |value|; below the smallest normal, its own.
+    exponent = math.frexp(max(abs(value), target.min_normal))[1] - 1
+    return math.ldexp(1.0, exponent - target.mantissa_bits)
+
+
 def check_scale(scale: float) -> None:
     """Raises ValueError unless `scale` is a power of two that float32 holds.
 
@@ -182,15 +205,10 @@ def _dtype(name: str) -> np.dtype:
 def _round(value: float, target: Format) -> float:
     if not math.isfinite(value):
         return _non_finite(value, target)
-    magnitude = abs(value)
-    # The exponent e of 2**e <= magnitude, and that of the smallest normal,
-    # below which the spacing no longer shrinks.
-    exponent = math.frexp(magnitude)[1] - 1
-    lowest = math.frexp(target.min_normal)[1] - 1
-    spacing = math.ldexp(1.0, max(exponent, lowest) - target.mantissa_bits)
     # Dividing and multiplying by a power of two is exact, and Python rounds
     # ties to even: this is the only rounding.
-    rounded = round(magnitude / spacing) * spacing
+    step = spacing(value, target)
+    rounded = round(abs(value) / step) * step
     if rounded > target.max:
         return _non_finite(math.copysign(math.inf, value), target)
     return math.copysign(rounded, value)

@@ -1,0 +1,184 @@
+"""Makes the notebooks: colab/NAME.ipynb of colab/NAME.py.
+
+    python -m colab.generate            # writes all
+    python -m colab.generate --check    # exit status 1, and names, if stale
+
+A source is in jupytext's percent format. It begins with a markdown cell: the
+title, and a line each for what one will see, how long it takes and which
+runtime to choose, as `_FACTS` has them. Badge, setup cell and metadata are
+added here, so that all notebooks have the same.
+"""
+
+import configparser
+import pathlib
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+
+import jupytext
+import nbformat
+from packaging.requirements import Requirement
+
+# Where Colab finds the notebooks, and the setup cell the source. A fork
+# changes it here.
+REPOSITORY = "tfamp/tfamp"
+BRANCH = "main"
+
+FOLDER = pathlib.Path(__file__).parent
+FIRST_CELL = FOLDER / "first_cell.py"
+_NOT_NOTEBOOKS = ("first_cell", "generate")
+_EMPTY = 'SOURCE, TENSORFLOW, OTHERS = "", "", ""'
+
+_FACTS = ("What you will see", "How long it takes", "Which runtime")
+# What Colab writes into a notebook for its runtime types.
+_RUNTIMES = {
+    "CPU": {},
+    "GPU": {"accelerator": "GPU", "gpuType": "T4"},
+    "TPU": {"accelerator": "TPU", "gpuType": "V5E1"},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes all notebooks, or with `--check` only compares them.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv[1:]` if None.
+
+    Returns:
+        The exit status: 1 where `--check` found one that is stale, 2 for
+        another argument.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv) not in ([], ["--check"]):
+        print(f"{' '.join(argv)}: expected --check or nothing", file=sys.stderr)
+        return 2
+    stale = stale_notebooks()
+    if argv:
+        for path in stale:
+            print(f"stale: colab/{path.name}; run python -m colab.generate")
+        return 1 if stale else 0
+    for path, text in stale.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote colab/{path.name}")
+    return 0
+
+
+def sources() -> list[pathlib.Path]:
+    """The notebooks as they are written: `colab/*.py`, two apart."""
+    return sorted(
+        path for path in FOLDER.glob("*.py") if path.stem not in _NOT_NOTEBOOKS
+    )
+
+
+def stale_notebooks() -> dict[pathlib.Path, str]:
+    """The .ipynb files that are not as they should be, and what they should."""
+    texts = {
+        source.with_suffix(".ipynb"): notebook_text(source)
+        for source in sources()
+    }
+    return {
+        path: text
+        for path, text in texts.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+
+
+def notebook_text(source: pathlib.Path) -> str:
+    """The notebook as the JSON of its file.
+
+    Raises:
+        ValueError: the first cell lacks the title, or one of the facts.
+    """
+    title, *cells = jupytext.read(source).cells
+    runtime = _runtime(source, title)
+    title.source = f"{_badge(source.stem)}\n\n{title.source}"
+    cells = [title, nbformat.v4.new_code_cell(first_cell()), *cells]
+    for i, cell in enumerate(cells):
+        cell.id = f"cell-{i:02}"
+        cell.metadata = {"cellView": "form"} if i == 1 else {}
+    accelerator, gpu_type = (
+        {key: _RUNTIMES[runtime][key]} if _RUNTIMES[runtime] else {}
+        for key in ("accelerator", "gpuType")
+    )
+    notebook = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={
+            **accelerator,
+            "colab": {**gpu_type, "provenance": []},
+            "kernelspec": {"display_name": "Python 3", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    )
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook, version=4) + "\n"
+
+
+def first_cell() -> str:
+    """The setup cell, with the repository and the versions in it."""
+    setup = configparser.ConfigParser()
+    setup.read(FOLDER.parent / "setup.cfg")
+    extras = setup["options.extras_require"]
+    needed = [
+        *_requirements(setup["options"]["install_requires"]),
+        *_requirements(extras["recipes"]),
+        *_requirements(extras["report"]),
+    ]
+    tensorflow = next(r for r in needed if r.name == "tensorflow")
+    others = " ".join(str(r) for r in needed if r is not tensorflow)
+    # Readers see it: in lines that they can read.
+    lines = textwrap.wrap(others, 70, break_on_hyphens=False)
+    literals = "".join(f'    "{line} "\n' for line in lines)
+    text = FIRST_CELL.read_text(encoding="utf-8").rstrip("\n")
+    return text.replace(
+        _EMPTY,
+        f'SOURCE = "https://github.com/{REPOSITORY}"\n'
+        f'TENSORFLOW = "{_versions(tensorflow)}"\n'
+        f"OTHERS = (\n{literals})",
+    )
+
+
+def _requirements(lines: str) -> list[Requirement]:
+    return [
+        Requirement(line)
+        for line in lines.splitlines()
+        if line and not line.startswith("#")
+    ]
+
+
+def _versions(requirement: Requirement) -> str:
+    """The versions with the lower bound first, as people write them."""
+    return ",".join(sorted(map(str, requirement.specifier), reverse=True))
+
+
+def _badge(name: str) -> str:
+    site = "https://colab.research.google.com"
+    return (
+        f"[![Open in Colab]({site}/assets/colab-badge.svg)]"
+        f"({site}/github/{REPOSITORY}/blob/{BRANCH}/colab/{name}.ipynb)"
+    )
+
+
+def _runtime(source: pathlib.Path, title: nbformat.NotebookNode) -> str:
+    """The runtime that the title cell says to choose."""
+    facts = {
+        fact: re.search(rf"^- \*\*{fact}:\*\* (\w+)", title.source, re.M)
+        for fact in _FACTS
+    }
+    absent = [fact for fact, found in facts.items() if not found]
+    if absent or title.cell_type != "markdown" or title.source[:2] != "# ":
+        raise ValueError(
+            f"{source.name} must begin with a markdown cell: a title, and a "
+            f'line "- **FACT:** ..." for each of {", ".join(_FACTS)}.'
+        )
+    runtime = facts["Which runtime"][1]
+    if runtime not in _RUNTIMES:
+        raise ValueError(
+            f"{source.name}: after **Which runtime:** must come one of "
+            f"{', '.join(_RUNTIMES)}, not {runtime!r}."
+        )
+    return runtime
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The .ipynb files are what their sources make."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from colab import generate
+
+TITLE = """\
+# %% [markdown]
+# # A title
+#
+# - **What you will see:** a number.
+# - **How long it takes:** a second.
+# - **Which runtime:** TPU, or any.
+
+# %%
+print(1)
+"""
+
+
+def notebook(tmp_path, source=TITLE):
+    path = tmp_path / "example.py"
+    path.write_text(source)
+    return nbformat.reads(generate.notebook_text(path), as_version=4)
+
+
+def test_committed_notebooks_are_those_of_their_sources():
+    assert [path.name for path in generate.stale_notebooks()] == []
+    assert {path.stem for path in generate.FOLDER.glob("*.ipynb")} == {
+        path.stem for path in generate.sources()
+    }
+
+
+def test_a_notebook_has_badge_title_setup_cell_and_no_output(tmp_path):
+    made = notebook(tmp_path)
+
+    title, setup, last = made.cells
+    badge, heading = re.findall(r"^(?:\[!|# ).*$", title.source, re.M)
+    assert badge.endswith(
+        "(https://colab.research.google.com/github/tfamp/tfamp/blob/main/"
+        "colab/example.ipynb)"
+    )
+    assert heading == "# A title"
+    assert setup.source == generate.first_cell()
+    assert last.source == "print(1)"
+    assert [cell.outputs for cell in (setup, last)] == [[], []]
+    assert made.metadata.accelerator == "TPU"
+    assert made.metadata.colab.gpuType == "V5E1"
+
+
+def test_equal_sources_give_equal_bytes(tmp_path):
+    path = tmp_path / "example.py"
+    path.write_text(TITLE)
+
+    assert generate.notebook_text(path) == generate.notebook_text(path)
+    ids = [c["id"] for c in json.loads(generate.notebook_text(path))["cells"]]
+    assert ids == ["cell-00", "cell-01", "cell-02"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("- **How long it takes:** a second.", "", "How long it takes"),
+        ("# # A title", "#", "a title"),
+        ("runtime:** TPU", "runtime:** NPU", "CPU, GPU, TPU, not 'NPU'"),
+    ],
+)
+def test_a_title_cell_that_lacks_a_fact_is_refused(tmp_path, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        notebook(tmp_path, TITLE.replace(old, new))
+
+
+def test_check_names_stale_notebooks_and_writes_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "example.py").write_text(TITLE)
+    monkeypatch.setattr(generate, "FOLDER", tmp_path)
+    monkeypatch.setattr(generate, "first_cell", lambda: "setup")
+
+    assert generate.main(["--check"]) == 1
+    assert "stale: colab/example.ipynb" in capsys.readouterr().out
+    assert not (tmp_path / "example.ipynb").exists()
+
+    assert generate.main([]) == 0
+    assert generate.main(["--check"]) == 0
+    (tmp_path / "example.ipynb").write_text("{}")
+    assert generate.main(["--check"]) == 1
+
+
+def test_another_argument_is_refused(capsys):
+    assert generate.main(["--chek"]) == 2
+    assert "--chek: expected --check" in capsys.readouterr().err
