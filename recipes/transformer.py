@@ -8,6 +8,7 @@ the softmax compute in float32, matrix products in the compute dtype.
 import keras
 from keras import layers, ops
 
+from tfamp import lean_attention
 from tfamp.errors import InputError
 
 # Of the slowest rotation (Su et al., 2021).
@@ -53,7 +54,7 @@ class RotaryAttention(layers.Layer):
     def call(self, query, key, value, padding_mask=None):
         if padding_mask is not None:
             padding_mask = padding_mask[:, None, None, :]
-        attended = ops.dot_product_attention(
+        attended = lean_attention.dot_product_attention(
             rotate(query),
             rotate(key),
             value,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Preempted,
         WorkerLostError,
     )
+    from tfamp.faster_layers import optimize
     from tfamp.float32 import keep_float32
     from tfamp.formats import FORMATS
     from tfamp.hardware import detect_hardware, recommend
@@ -47,6 +48,7 @@ _HOMES = {
     "keep_float32": "float32",
     "lint": "analysis.lint",
     "load_model": "saving",
+    "optimize": "faster_layers",
     "precision_scope": "precision",
     "probe": "analysis.probe",
     "recommend": "hardware",
@@ -72,6 +74,7 @@ __all__ = [
     "keep_float32",
     "lint",
     "load_model",
+    "optimize",
     "precision_scope",
     "probe",
     "recipe",

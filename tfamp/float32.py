@@ -139,13 +139,20 @@ def keep_float32(
     finally:
         # Also when an output cannot be kept: the inside has changed by then.
         if any(changed for _, changed in kept.values()):
-            _forget_traces(model)
+            forget_traces(model)
     return [
         Float32Layer(place.path, _with_note(what, place), changed)
         for place in places
         for what, changed in [kept[id(place.layer)]]
         if what is not None and not _is_told_by_owner(place, what)
     ]
+
+
+def forget_traces(model: keras.Model) -> None:
+    """Lets a compiled model trace its steps anew, its layers having changed."""
+    for name in ("train_function", "test_function", "predict_function"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
 
 
 def _keep_outputs(model, places: list[Place], kept: dict) -> None:
@@ -311,12 +318,6 @@ def _require_built(layer) -> None:
             f"Layer {layer.name!r} is not built, though its model is; call the"
             " model once on a batch before keep_float32."
         )
-
-
-def _forget_traces(model: keras.Model) -> None:
-    for name in ("train_function", "test_function", "predict_function"):
-        if getattr(model, name, None) is not None:
-            setattr(model, name, None)
 
 
 def _is_16_bit(layer) -> bool:

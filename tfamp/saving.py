@@ -7,10 +7,14 @@ import keras
 
 # Imported for what they register: Keras looks up the classes of a file by
 # the names under which modules registered them.
-from tfamp import float32_layers, loss_scale
+from tfamp import faster_layers, float32_layers, loss_scale
 from tfamp.errors import InputError
 
-_REGISTERED = (float32_layers.Float32Activation, loss_scale.LossScaleOptimizer)
+_REGISTERED = (
+    faster_layers.optimize,
+    float32_layers.Float32Activation,
+    loss_scale.LossScaleOptimizer,
+)
 
 
 def load_model(path: str | os.PathLike, *, compile: bool = True) -> keras.Model:
