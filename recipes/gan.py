@@ -1,4 +1,4 @@
-"""Trains a generator of handwritten digits against a discriminator.
+"""Trains a generator of images against a discriminator.
 
     python -m recipes.gan --precision=mixed_bfloat16
 
@@ -7,18 +7,23 @@ The default needs no download: small convolutional networks, 100 epochs of the
 
 *   frechet_distance: between the means and covariances of the pixels of 360
     samples and of the 360 test digits, and of nothing else. 360 training
-    digits are at 0.561; with each pixel taken from another of them, at 7.323.
+    digits are at 0.400; with each pixel taken from another of them, at 6.519.
 *   discriminator_loss: 2 ln 2 = 1.386 and the penalty, where it cannot tell
     samples from test digits.
 
-On one core of a CPU that others used too (TensorFlow 2.21.0, Keras 3.15.1),
-seed 0; the float32 run took 91 seconds:
+On one core of a CPU with AVX512-BF16 that others used too (TensorFlow 2.21.0,
+Keras 3.15.1), start-up included, seed 0:
 
-    precision        frechet_distance   discriminator_loss
-    float32          1.060              1.378
-    mixed_bfloat16   0.873              1.376
+    precision        seconds (of the core)   frechet_distance   discriminator
+    float32          102 (56)                0.845              1.384
+    mixed_bfloat16   73 (48)                 0.904              1.380
+    mixed_float16    289 (206)               0.744              1.380
 
-28x28 pixels: --dataset=mnist --epochs=10 (not measured here).
+float16 has no fast path on CPUs. Of one seed each, the differences say nothing
+of the precisions.
+
+Other images: --dataset=mnist --epochs=10, or --dataset=celeb_a --width=64
+--epochs=20, at 64 pixels a side (not measured here).
 """
 
 import dataclasses
@@ -31,20 +36,14 @@ from keras import layers
 
 import tfamp
 from recipes import pictures
-from recipes.data import images, loading
-from recipes.data.glyphs import read_glyphs
+from recipes.adversarial import GAN
+from recipes.data import images, pixels
+from recipes.frechet import frechet_distance, known_distances
+from tfamp.consensus import is_chief
 from tfamp.recipe import flag
 
 # Networks halve the sides of an image down to this many pixels, or to odd.
 _COARSEST_SIDE = 4
-
-# What a GAN is made of, by attribute.
-_PARTS = (
-    "generator",
-    "discriminator",
-    "generator_optimizer",
-    "discriminator_optimizer",
-)
 
 # Memory for samples that are made at once.
 _SAMPLES_IN_A_PASS = 512
@@ -56,7 +55,10 @@ class Config(tfamp.recipe.RunConfig):
     """The flags of this recipe."""
 
     dataset: str = flag(
-        "digits", "digits, or grayscale images of tfds such as mnist"
+        "digits", "digits, or a TensorFlow Datasets name such as celeb_a"
+    )
+    image_size: int = flag(
+        0, "pixels a side; 0: as stored, and no more than 64", minimum=0
     )
     latent_size: int = flag(32, "numbers that an image is made of", minimum=1)
     width: int = flag(
@@ -69,234 +71,38 @@ class Config(tfamp.recipe.RunConfig):
         1.0, "weight of the squared gradient at real images", minimum=0
     )
     ema_momentum: float = flag(
-        0.995, "of the generator's weights that samples are made with"
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.ema_momentum < 1:
-            raise tfamp.InputError(
-                f"ema_momentum={self.ema_momentum}; expected 0 to below 1."
-            )
-
-
-@keras.saving.register_keras_serializable(package="tfamp_recipes")
-class GAN(keras.Model):
-    """Two networks that learn against each other, by an optimizer each.
-
-    The losses are the non-saturating ones (Goodfellow et al., 2014), with the
-    gradient penalty R1 (Mescheder et al., 2018) for the discriminator. Each
-    optimizer has its own loss scale: what overflows for one, says nothing
-    about the other.
-
-    Batches are pairs of images [B, H, W, C] within -1..1 and the noise [B, L]
-    of as many made ones. Noise that comes with the data makes a step a
-    function of its batch: replicas get different noise, a resumed run the
-    same.
-
-    Args:
-        generator: noise [B, L] to images.
-        discriminator: images to logits [B, 1], positive for real ones.
-        generator_optimizer, discriminator_optimizer: from
-            `tfamp.wrap_optimizer`, not built.
-        penalty: weight of half the mean squared gradient.
-        **model_arguments: of `keras.Model`: name, dtype and the like.
-    """
-
-    def __init__(
-        self,
-        generator: keras.Model,
-        discriminator: keras.Model,
-        generator_optimizer: keras.optimizers.Optimizer,
-        discriminator_optimizer: keras.optimizers.Optimizer,
-        penalty: float,
-        **model_arguments,
-    ):
-        super().__init__(**model_arguments)
-        self.generator = generator
-        self.discriminator = discriminator
-        self.generator_optimizer = generator_optimizer
-        self.discriminator_optimizer = discriminator_optimizer
-        self.penalty = penalty
-        # An optimizer's state is made here: within a step it is too late.
-        generator_optimizer.build(generator.trainable_variables)
-        discriminator_optimizer.build(discriminator.trainable_variables)
-        self._means = [
-            keras.metrics.Mean(name="discriminator_loss"),
-            keras.metrics.Mean(name="generator_loss"),
-        ]
-        self.built = True
-
-    def train_step(self, data):
-        """One step of the discriminator, then one of the generator."""
-        real, noise = data
-        self._train(
-            self.discriminator,
-            self.discriminator_optimizer,
-            lambda: self._discriminator_loss(real, noise),
-            self._means[0],
-        )
-        self._train(
-            self.generator,
-            self.generator_optimizer,
-            lambda: self._generator_loss(noise),
-            self._means[1],
-        )
-        return {mean.name: mean.result() for mean in self._means}
-
-    def test_step(self, data):
-        """Both losses for images that were not trained on."""
-        real, noise = data
-        self._means[0].update_state(self._discriminator_loss(real, noise))
-        self._means[1].update_state(self._generator_loss(noise))
-        return {mean.name: mean.result() for mean in self._means}
-
-    def get_config(self):
-        parts = {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in _PARTS
-        }
-        return {**super().get_config(), **parts, "penalty": self.penalty}
-
-    @classmethod
-    def from_config(cls, config):
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in _PARTS
-        }
-        return cls(**config | parts)
-
-    def compile_from_config(self, config):
-        # Keras's own builds one optimizer; both are built already.
-        del config
-        self.compile(optimizer=None)
-
-    def _train(self, network, optimizer, loss_fn, mean):
-        weights = network.trainable_variables
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        # Gradients are summed over replicas; the loss is a mean over all.
-        loss, gradients = tfamp.value_and_gradients(
-            lambda: loss_fn() / replicas, weights, optimizer
-        )
-        optimizer.apply(gradients, weights)
-        # A step that is skipped may have no loss, and the epoch still has one.
-        finite = tf.math.is_finite(loss)
-        mean.update_state(
-            tf.where(finite, loss * replicas, 0.0),
-            sample_weight=tf.cast(finite, tf.float32),
-        )
-
-    def _discriminator_loss(self, real, noise):
-        made = self.generator(noise, training=True)
-        real_logits, squares = logits_and_gradients(self.discriminator, real)
-        made_logits = self.discriminator(made, training=True)
-        return keras.ops.mean(
-            keras.ops.softplus(-real_logits)
-            + keras.ops.softplus(made_logits)
-            + self.penalty / 2 * squares
-        )
-
-    def _generator_loss(self, noise):
-        made = self.generator(noise, training=True)
-        return keras.ops.mean(
-            keras.ops.softplus(-self.discriminator(made, training=True))
-        )
-
-
-def logits_and_gradients(
-    discriminator: keras.Model, real: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Logits of images, and the squared length of their gradients.
-
-    The gradient is that of the logits as they are. The loss scale comes in
-    later, with the loss that holds the square: a gradient scaled here would
-    bring the scale's square, which the optimizer divides by the scale once.
-    Underflow is no danger here, since logits and pixels are of the order of 1;
-    the gradient of the square, which runs through 16 bits once more, does
-    carry the scale.
-
-    Args:
-        discriminator: images to logits [B, 1].
-        real: [B, H, W, C].
-
-    Returns:
-        Both [B, 1], float32, and differentiable by the discriminator's
-        weights.
-    """
-    # In float32, though the first layer casts to 16 bits: so is its gradient,
-    # and the sum of squares, which float16 may not hold.
-    real = tf.cast(real, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(real)
-        logits = tf.cast(discriminator(real, training=True), tf.float32)
-        # No image of a batch changes another's logit: one sum serves all.
-        sum_of_logits = tf.reduce_sum(logits)
-    gradients = tape.gradient(sum_of_logits, real)
-    squares = tf.reduce_sum(tf.square(gradients), axis=[1, 2, 3])
-    return logits, squares[:, tf.newaxis]
-
-
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The squared Fréchet distance of two sets' means and covariances.
-
-    That of FID (Heusel et al., 2017), here for pixels as they are. Sets of
-    the same size compare: the fewer images, the further apart two sets of one
-    origin are.
-
-    Args:
-        one, other: images, [N, ...] with N of at least 2.
-    """
-    one, other = (
-        np.asarray(each, np.float64).reshape(len(each), -1)
-        for each in (one, other)
-    )
-    difference = one.mean(axis=0) - other.mean(axis=0)
-    covariance, other_covariance = (
-        np.cov(each, rowvar=False) for each in (one, other)
-    )
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    common = np.linalg.eigvalsh(root @ other_covariance @ root)
-    return float(
-        difference @ difference
-        + np.trace(covariance)
-        + np.trace(other_covariance)
-        - 2 * np.sqrt(common.clip(0)).sum()
+        0.995,
+        "of the generator's weights that samples are made with",
+        minimum=0,
+        below=1,
     )
 
 
 def make_datasets(config: Config) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Batches of (images [B, H, W, C], noise [B, L]), both float32."""
-    train, evaluation = (_pixels(each) for each in _read(config))
-    if config.batch_size > len(train):
-        raise tfamp.InputError(
-            f"batch_size={config.batch_size} exceeds the {len(train)} training "
-            f"images of {config.dataset!r}; use {len(train)} or less."
-        )
+    data = _load(config)
 
-    def with_noise(image, seed):
+    def with_noise(example, seed):
+        image, _ = example
         return image, tf.random.stateless_normal([config.latent_size], seed)
 
-    train = tf.data.Dataset.from_tensor_slices(train)
-    train = images.with_seeds(
-        train.shuffle(train.cardinality(), config.seed), config.seed
-    )
+    train = images.with_seeds(data.train_examples(config.seed), config.seed)
     # The same for every seed: results of several seeds compare.
-    evaluation = tf.data.Dataset.from_tensor_slices(evaluation).enumerate()
-    evaluation = evaluation.map(lambda i, image: (image, tf.stack([i, i])))
+    evaluation = data.eval_examples().enumerate()
+    evaluation = evaluation.map(lambda i, example: (example, tf.stack([i, i])))
     return (
         train.map(with_noise, tf.data.AUTOTUNE, deterministic=True)
         .batch(config.batch_size, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE),
         evaluation.map(with_noise, tf.data.AUTOTUNE, deterministic=True)
         .batch(config.batch_size)
-        .cache(),
+        .prefetch(tf.data.AUTOTUNE),
     )
 
 
 def build_model(config: Config) -> GAN:
     """Both networks with their optimizers, compiled."""
-    shape = loading.load(config.dataset, config.data_dir).image_shape
+    shape = _load(config).image_shape
     networks = (
         generator(shape, config.latent_size, config.width),
         discriminator(shape, config.width),
@@ -330,8 +136,8 @@ def train(config: Config) -> dict[str, float]:
         model = build_model(config)
     for network in (model.generator, model.discriminator):
         tfamp.recipe.print_float32_layers(network)
-    train_images, real = (_pixels(each) for each in _read(config))
-    for name, distance in _known_distances(train_images, real).items():
+    train_images, real = _load(config).compared_images()
+    for name, distance in known_distances(train_images, real).items():
         print(f"  {name}: frechet_distance {distance:.3f}")
     tfamp.recipe.fit(model, train_batches, eval_batches, config)
     # From here on the generator is its average over the last steps.
@@ -339,8 +145,12 @@ def train(config: Config) -> dict[str, float]:
         model.generator.trainable_variables
     )
     samples = _samples(model.generator, len(real), config)
-    if config.output_dir:
-        _write_samples(samples, f"{config.output_dir}/samples.png")
+    if config.output_dir and is_chief(strategy):
+        pictures.write_samples(
+            f"{config.output_dir}/samples.png",
+            samples[:_SHOWN_SAMPLES],
+            _SHOWN_COLUMNS,
+        )
     metrics = {"frechet_distance": frechet_distance(samples, real)}
     metrics |= tfamp.evaluate(model, eval_batches)
     for name in ("discriminator", "generator"):
@@ -402,28 +212,10 @@ def _halvings(sides) -> int:
     return count
 
 
-def _read(config: Config):
-    return read_glyphs(config.dataset, config.data_dir)
-
-
-def _pixels(glyphs) -> np.ndarray:
-    """[N, H, W, C] from -1 to 1, as the generator makes them."""
-    return 2 * glyphs.pixels - 1
-
-
-def _known_distances(
-    train_images: np.ndarray, real: np.ndarray
-) -> dict[str, float]:
-    """How far from `real` are images that nothing was learned for."""
-    random = np.random.default_rng(0)
-    others = random.permutation(train_images)[: len(real)]
-    return {
-        "other real images": frechet_distance(others, real),
-        # Each pixel right by itself, and none fitting another.
-        "pixels of several": frechet_distance(
-            random.permuted(others, axis=0), real
-        ),
-    }
+def _load(config: Config) -> pixels.Pixels:
+    return pixels.load(
+        config.dataset, config.data_dir, config.image_size, config.batch_size
+    )
 
 
 def _samples(network, count: int, config: Config) -> np.ndarray:
@@ -435,12 +227,6 @@ def _samples(network, count: int, config: Config) -> np.ndarray:
         for i in range(0, count, _SAMPLES_IN_A_PASS)
     ]
     return tf.cast(tf.concat(made, axis=0), tf.float32).numpy()
-
-
-def _write_samples(samples, path):
-    shown = pictures.to_uint8(samples[:_SHOWN_SAMPLES], -1, 1)
-    picture = pictures.grid(shown, columns=_SHOWN_COLUMNS)
-    pictures.write_png(path, picture, enlarge=4)
 
 
 if __name__ == "__main__":

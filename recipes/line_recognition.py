@@ -9,8 +9,11 @@ one busy core of a CPU with AVX512-BF16 (TensorFlow 2.21.0, Keras 3.15.1),
 start-up included, seed 0:
 
     precision        seconds (of the core)   character errors   exact lines
+    float32          144 (97)                0.028              0.844
     mixed_bfloat16   390 (103)               0.025              0.859
+    mixed_float16    745 (297)               0.022              0.873
 
+One line is 0.002; float16 has no fast path on CPUs.
 Reading nothing makes 1.000 errors per character; the best text that is the
 same for every line, 0.917.
 

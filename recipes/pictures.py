@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from tfamp.errors import InputError
 
+# Pixels a side that a sample has at the least, where it is shown.
+_SAMPLE_SIDE = 32
+
 
 def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     """Lays images out in rows, with gray gaps between.
@@ -62,6 +65,18 @@ def write_png(
         raise InputError(
             f"{path} cannot be written: {error.strerror}."
         ) from None
+
+
+def write_samples(
+    path: str | os.PathLike, samples: np.ndarray, columns: int
+) -> None:
+    """Writes made images [N, H, W, C], from -1 to 1, as one, small ones larger.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    enlarge = max(_SAMPLE_SIDE // samples.shape[1], 1)
+    write_png(path, grid(to_uint8(samples, -1, 1), columns), enlarge)
 
 
 def label_colors(labels: np.ndarray) -> np.ndarray:

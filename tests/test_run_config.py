@@ -77,7 +77,7 @@ def test_every_flag_of_fit_reaches_it(monkeypatch, tmp_path):
             "on_overflow": "stop",
         },
     )
-    fit("model", "train", "eval", config)
+    fit("model", "train", "eval", config, checkpoint_frozen=False)
     fit("model", "train", None, Config())
     assert calls[0] == (
         ("model", "train"),
@@ -90,9 +90,11 @@ def test_every_flag_of_fit_reaches_it(monkeypatch, tmp_path):
             "jit": False,
             "all_reduce_dtype": "bfloat16",
             "checkpoint_dir": str(tmp_path),
+            "checkpoint_frozen": False,
             "on_overflow": "stop",
         },
     )
+    assert calls[1][1]["checkpoint_frozen"]
     assert calls[1][1]["steps_per_loop"] == "auto"
     assert calls[1][1]["jit"] == "auto"
     assert calls[1][1]["all_reduce_dtype"] is None

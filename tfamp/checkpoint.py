@@ -64,6 +64,9 @@ class Checkpoints:
             high, as an accuracy; to be given with a monitor, and "min"
             without.
         keep: how many of the newest to keep.
+        with_frozen: False leaves out the weights of layers whose `trainable`
+            is False. The model must have them from elsewhere when it is
+            restored: their fingerprints are compared.
 
     Raises:
         InputError: for a directory that holds something else, or arguments
@@ -78,6 +81,7 @@ class Checkpoints:
         monitor: str | None = None,
         mode: str | None = None,
         keep: int = 3,
+        with_frozen: bool = True,
     ):
         if mode not in (("min", "max") if monitor else (None, "min")):
             raise InputError(
@@ -87,7 +91,7 @@ class Checkpoints:
         self._model = model
         self._strategy = model.distribute_strategy
         self._monitor, self._mode = monitor, mode or "min"
-        self._state = RunState(model)
+        self._state = RunState(model, with_frozen)
         is_chief = self._strategy.extended.should_checkpoint
         checkpoint = self._state.checkpoint
         self._folder = Folder(str(directory), checkpoint, keep, is_chief)

@@ -109,6 +109,8 @@ def fit(
     train_batches: "tf.data.Dataset",
     eval_batches: "tf.data.Dataset | None",
     config: RunConfig,
+    *,
+    checkpoint_frozen: bool = True,
 ) -> "keras.callbacks.History":
     """`tfamp.fit` with the flags of a recipe.
 
@@ -117,6 +119,7 @@ def fit(
         train_batches: as for `tfamp.fit`.
         eval_batches: to evaluate on after each epoch; None for no evaluation.
         config: of the recipe.
+        checkpoint_frozen: as for `tfamp.fit`.
 
     Returns:
         What `tfamp.fit` returns.
@@ -137,6 +140,7 @@ def fit(
         jit={"auto": "auto", "on": True, "off": False}[config.jit],
         all_reduce_dtype=_none_if(config.all_reduce_dtype, "own"),
         checkpoint_dir=_none_if(config.checkpoint_dir, ""),
+        checkpoint_frozen=checkpoint_frozen,
         on_overflow=config.on_overflow,
     )
 

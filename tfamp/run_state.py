@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfamp.errors import InputError
+from tfamp.frozen import fingerprint, frozen_weights
 from tfamp.loss_scale import LossScaleOptimizer
 from tfamp.precision import precision_of
 from tfamp.random_state import get_random_state
@@ -34,6 +35,8 @@ class RunState:
 
     Args:
         model: compiled, its variables and its optimizers' all built.
+        with_frozen: False leaves out the weights that never train, and keeps
+            a fingerprint of each.
 
     Attributes:
         checkpoint: what TensorFlow saves: the tensors and the text as it was
@@ -43,10 +46,22 @@ class RunState:
         InputError: for an optimizer that is not built.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, with_frozen: bool = True):
         self._model = model
         self._optimizers = _optimizers(model)
-        self._keras_variables = _variables(model, self._optimizers)
+        frozen = [] if with_frozen else frozen_weights(model)
+        self._frozen = [
+            [*described, fingerprint(weight)]
+            for described, weight in zip(
+                _described(frozen), frozen, strict=True
+            )
+        ]
+        left_out = {id(weight) for weight in frozen}
+        self._keras_variables = [
+            variable
+            for variable in _variables(model, self._optimizers)
+            if id(variable) not in left_out
+        ]
         variables = [variable.value for variable in self._keras_variables]
         moving = {id(v.value) for v in _moved_by_replicas(model)}
         # By their place among all variables, the same in every process.
@@ -80,6 +95,7 @@ class RunState:
                 "schema": _SCHEMA,
                 "precision": precision_of(self._model),
                 "variables": _described(self._keras_variables),
+                "frozen": self._frozen,
                 "dynamic_scales": [each.dynamic for each in self._scaling()],
                 "replicas": {self._local[i]: _text(r) for i, r in rows.items()},
                 "random_state": get_random_state(),
@@ -102,6 +118,8 @@ class RunState:
                 restored then.
         """
         metadata = read_metadata(prefix)
+        # Checkpoints from before this key hold all variables.
+        _check_frozen(metadata.get("frozen", []), self._frozen, prefix)
         described = _described(self._keras_variables)
         _check_same(metadata["variables"], described, prefix)
         status = self.checkpoint.restore(prefix)
@@ -211,6 +229,26 @@ def _moved_by_replicas(model: keras.Model) -> list[keras.Variable]:
 
 def _described(variables: Sequence[keras.Variable]) -> list[list[Any]]:
     return [[v.path, list(v.shape), str(v.dtype)] for v in variables]
+
+
+def _check_frozen(
+    saved: list[list[Any]], here: list[list[Any]], prefix: str
+) -> None:
+    """Compares what each left out: path, shape, dtype, fingerprint."""
+    if bool(saved) != bool(here):
+        has, wanted = ("no", False) if saved else ("the", True)
+        raise InputError(
+            f"Checkpoint {prefix} holds {has} frozen weights; go on from it "
+            f"with checkpoint_frozen={wanted}, or use another directory."
+        )
+    _check_same([row[:3] for row in saved], [row[:3] for row in here], prefix)
+    for (path, _, _, before), (*_, now) in zip(saved, here, strict=True):
+        if now != before:
+            raise InputError(
+                f"Checkpoint {prefix} goes with other frozen weights: the "
+                f"values of {path} are not those here; load the weights that "
+                "its run began with, or use another directory."
+            )
 
 
 def _check_same(

@@ -38,6 +38,7 @@ def fit(
     jit: bool | str = "auto",
     all_reduce_dtype: str | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_frozen: bool = True,
     on_overflow: str = "log",
     verbose: int | str = "auto",
 ) -> keras.callbacks.History:
@@ -67,6 +68,10 @@ def fit(
             ends with the weights of a run that was never stopped. SIGTERM
             saves and ends the process with status 75. The best by validation
             loss is in `best/`.
+        checkpoint_frozen: False leaves the weights of layers whose
+            `trainable` is False out of the checkpoints, such as a base that
+            is fine-tuned by low-rank weights. To go on, the model must have
+            them again, from the file that they came from: others are refused.
         on_overflow: what to do about skipped steps: "ignore" them; "log" how
             many there were; "blame" what overflowed first, which layer on
             which replica, in the first step of a stretch, by running it again
@@ -143,7 +148,11 @@ def fit(
         kept=kept,
         checkpoints=None
         if checkpoint_dir is None
-        else Checkpoints(model, os.fspath(checkpoint_dir)),
+        else Checkpoints(
+            model,
+            os.fspath(checkpoint_dir),
+            with_frozen=checkpoint_frozen,
+        ),
         steps_per_loop=steps_per_loop,
         watched=any(map(_watches_batches, callbacks)),
         callbacks=keras.callbacks.CallbackList(

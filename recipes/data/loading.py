@@ -1,46 +1,52 @@
-"""Image-classification data sets by name: embedded ones and any of tfds."""
+"""Data sets of images by name: embedded ones and any of tfds."""
 
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 
-import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from recipes.data import digits, topics
+from recipes.data import digits, downloads, manuals, passages, topics
 from tfamp.errors import InputError
 
 # Data sets that need no download: prepared from an installed package.
-EMBEDDED = {"digits": digits.Digits, "topics": topics.Topics}
+EMBEDDED = {
+    "digits": digits.Digits,
+    "topics": topics.Topics,
+    "passages": passages.Passages,
+    "manuals/language": functools.partial(manuals.Manuals, config="language"),
+    "manuals/library": functools.partial(manuals.Manuals, config="library"),
+}
 
 # Splits to evaluate on, in the order of preference. `test` comes second: where
 # both exist, the labels of `test` are often withheld.
 EVAL_SPLITS = ("validation", "test")
 
-_CONNECT_TIMEOUT_SECONDS = 10
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """A prepared data set of labelled images.
+    """A prepared data set of images, with labels or without.
 
     Attributes:
       builder: the prepared tfds builder.
-      image_key, label_key: names of the two features in an example.
+      image_key, label_key: names of the two features in an example; None for
+        a label that there is not.
       image_shape: (height, width, channels); None where it varies.
-      num_classes: labels are integers from 0 to num_classes - 1.
+      num_classes: labels are integers from 0 to num_classes - 1; 0 without
+        labels.
       train_split, eval_split: names of the splits.
     """
 
     builder: tfds.core.DatasetBuilder
     image_key: str
-    label_key: str
+    label_key: str | None
     image_shape: tuple[int | None, int | None, int]
     num_classes: int
     train_split: str
@@ -62,6 +68,8 @@ class ImageData:
     def read(self, split: str, seed: int | None = None) -> tf.data.Dataset:
         """Reads pairs of an encoded image and its label, an int64 scalar.
 
+        Without labels it is 0.
+
         Images stay encoded, so that shuffling and caching cost little memory;
         `decode` makes pixels of them.
 
@@ -70,12 +78,13 @@ class ImageData:
           seed: shuffles the order of files; None keeps it. The order of the
             examples depends on nothing else.
         """
+        keys = [k for k in (self.image_key, self.label_key) if k]
         with _only_errors_logged():
             dataset = self.builder.as_dataset(
                 split=split,
                 shuffle_files=seed is not None,
                 decoders=tfds.decode.PartialDecoding(
-                    {self.image_key: True, self.label_key: True},
+                    dict.fromkeys(keys, True),
                     {self.image_key: tfds.decode.SkipDecoding()},
                 ),
                 read_config=tfds.ReadConfig(
@@ -84,7 +93,10 @@ class ImageData:
                     try_autocache=False,
                 ),
             )
-        return dataset.map(lambda e: (e[self.image_key], e[self.label_key]))
+        no_label = tf.constant(0, tf.int64)
+        return dataset.map(
+            lambda e: (e[self.image_key], e.get(self.label_key, no_label))
+        )
 
     def decode(self, encoded: tf.Tensor) -> tf.Tensor:
         """The pixels, [H, W, C], in the dtype of the data set."""
@@ -98,8 +110,9 @@ def load(
     data_dir: str = "",
     train_split: str = "train",
     eval_split: str = "auto",
+    needs_labels: bool = True,
 ) -> ImageData:
-    """Prepares a data set of labelled images, downloading what it needs.
+    """Prepares a data set of images, downloading what it needs.
 
     Quick when the data set is prepared already. Several processes may prepare
     one data set into one folder at the same time.
@@ -111,13 +124,14 @@ def load(
       train_split: split to train on.
       eval_split: split to evaluate on; "auto" takes the first of
         `EVAL_SPLITS` that exists.
+      needs_labels: whether images without class labels are an error.
 
     Raises:
       InputError: the name is unknown, the data set cannot be prepared here,
-        it has no images with class labels, or it lacks a split.
+        it has no images, or none with class labels, or it lacks a split.
     """
     builder = prepare(name, data_dir)
-    image_key, label_key = _feature_keys(name, builder.info)
+    image_key, label_key = _feature_keys(name, builder.info, needs_labels)
     eval_split = choose_splits(name, builder, train_split, eval_split)
     features = builder.info.features
     return ImageData(
@@ -125,7 +139,7 @@ def load(
         image_key=image_key,
         label_key=label_key,
         image_shape=tuple(features[image_key].shape),
-        num_classes=features[label_key].num_classes,
+        num_classes=features[label_key].num_classes if label_key else 0,
         train_split=train_split,
         eval_split=eval_split,
     )
@@ -148,12 +162,13 @@ def prepare(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
         builder = tfds.builder(name, data_dir=root)
     except (ValueError, AssertionError) as error:
         # An unknown version or argument.
-        raise InputError(f"Data set {name!r}: {_one_line(error)}") from error
+        raise InputError(
+            f"Data set {name!r}: {downloads.one_line(error)}"
+        ) from error
     if os.path.exists(builder.data_dir):
         return builder
     tfds.display_progress_bar(enable=True)
-    _check_manual_files(name, builder)
-    _check_network(name, builder)
+    downloads.check_can_be_had(name, builder)
     return _prepared(lambda: tfds.builder(name, data_dir=root))
 
 
@@ -192,8 +207,8 @@ def _prepared(
             return builder
         raise InputError(
             f"Data set {builder.name!r} cannot be prepared in "
-            f"{builder.data_dir}: {_one_line(error)} Point --data_dir to a "
-            "writable folder or to one that holds a prepared copy."
+            f"{builder.data_dir}: {downloads.one_line(error)} "
+            f"{downloads.advice(builder, error)}"
         ) from error
     return builder
 
@@ -226,6 +241,11 @@ def _unseeded_random() -> Iterator[None]:
 
 def _check_known(name: str, root: str | None) -> None:
     base, _, config = name.split(":")[0].partition("/")
+    embedded = [n for n in EMBEDDED if n.partition("/")[0] == base]
+    if embedded:
+        raise InputError(
+            f"Unknown data set {name!r}; expected {_listed(embedded)}."
+        )
     known = tfds.list_builders(with_community_datasets=False)
     if base in known:
         configs = tfds.builder_cls(base).builder_configs
@@ -246,60 +266,24 @@ def _check_known(name: str, root: str | None) -> None:
     )
 
 
-def _check_manual_files(name: str, builder: tfds.core.DatasetBuilder) -> None:
-    instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-    folder = os.path.join(_downloads(builder), "manual")
-    if not instructions or (os.path.isdir(folder) and os.listdir(folder)):
-        return
-    raise InputError(
-        f"Data set {name!r} must be downloaded by hand; put the files into "
-        f"{folder}: {_one_line(instructions)}"
-    )
-
-
-def _check_network(name: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Fails at once where tfds would retry an unreachable host for minutes."""
-    if os.path.isdir(os.path.join(_downloads(builder), builder.name)):
-        return  # What an earlier run downloaded may suffice.
-    urls = [u for u in builder.url_infos or () if u.startswith("http")]
-    if not urls:
-        return
-    try:
-        requests.head(urls[0], timeout=_CONNECT_TIMEOUT_SECONDS)
-    except requests.ConnectionError as error:
-        raise InputError(
-            f"Data set {name!r} cannot be downloaded here: no connection to "
-            f"{urls[0]}. Point --data_dir to a folder that holds a prepared "
-            f"copy, or use one that needs no download: {_listed(EMBEDDED)}."
-        ) from error
-    except requests.RequestException:
-        return  # Slow or odd answers: tfds may still succeed.
-
-
-def _downloads(builder: tfds.core.DatasetBuilder) -> str:
-    return os.path.join(builder.data_dir_root, "downloads")
-
-
-def _feature_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
+def _feature_keys(
+    name: str, info: tfds.core.DatasetInfo, needs_labels: bool
+) -> tuple[str, str | None]:
     features = dict(info.features.items())
     keys = info.supervised_keys or ("image", "label")
-    if (
-        len(keys) == 2
-        and isinstance(features.get(keys[0]), tfds.features.Image)
-        and isinstance(features.get(keys[1]), tfds.features.ClassLabel)
+    if len(keys) == 2 and isinstance(
+        features.get(keys[0]), tfds.features.Image
     ):
-        return keys
+        if isinstance(features.get(keys[1]), tfds.features.ClassLabel):
+            return keys
+        if not needs_labels:
+            return keys[0], None
     raise InputError(
-        f"Data set {name!r} has no image with a class label; its features "
-        f"are {_listed(features)}."
+        f"Data set {name!r} has no image"
+        f"{' with a class label' if needs_labels else ''}; its features are "
+        f"{_listed(features)}."
     )
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
-
-
-def _one_line(text: object) -> str:
-    """The text on one line that ends as a sentence does."""
-    line = " ".join(str(text).split())
-    return line if line.endswith(".") else line + "."

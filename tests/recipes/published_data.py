@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 EXAMPLES = 12
 
 
-def write_metadata(name, folder, splits):
+def write_metadata(name, folder, splits, examples=EXAMPLES):
     """What tfds needs on disk so that `mock_data` knows the splits."""
     builder = tfds.builder(name, data_dir=folder)
     template = tfds.core.ShardedFileTemplate(
@@ -21,7 +21,7 @@ def write_metadata(name, folder, splits):
             [
                 tfds.core.SplitInfo(
                     name=split,
-                    shard_lengths=[EXAMPLES],
+                    shard_lengths=[examples] if examples else [],
                     num_bytes=1000,
                     filename_template=template.replace(split=split),
                 )

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -8,7 +9,9 @@ import tensorflow_datasets as tfds
 
 import tfamp
 from recipes import gan as recipe
-from recipes.data.glyphs import read_glyphs
+from recipes.adversarial import logits_and_gradients
+from recipes.data import pixels
+from recipes.frechet import frechet_distance, known_distances
 from tests.conftest import FLOAT32_ROUNDING
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp.precision import PRECISIONS
@@ -17,12 +20,12 @@ NETWORKS = ("discriminator", "generator")
 
 
 @pytest.fixture(scope="module")
-def config(digits_dir):
+def config(few_digits_dir):
     """Two steps of small networks."""
     return recipe.Config(
         precision="float32",
-        data_dir=digits_dir,
-        batch_size=512,
+        data_dir=few_digits_dir,
+        batch_size=32,
         epochs=1,
         steps_per_loop=1,
         latent_size=8,
@@ -31,12 +34,13 @@ def config(digits_dir):
 
 
 @pytest.fixture(scope="module")
-def longer(config):
+def longer(config, digits_dir):
     """Enough to see a difference."""
     return dataclasses.replace(
         config,
+        data_dir=digits_dir,
         batch_size=64,
-        epochs=6,
+        epochs=4,
         steps_per_loop=0,
         learning_rate=3e-3,
         ema_momentum=0.9,
@@ -50,6 +54,21 @@ def first_run(longer, tmp_path_factory):
     return folder, recipe.train(
         dataclasses.replace(longer, output_dir=str(folder))
     )
+
+
+@pytest.fixture(scope="module")
+def two_steps(config):
+    """Metrics after two steps, of each precision and number of devices."""
+
+    @functools.cache
+    def run(precision, num_devices):
+        return recipe.train(
+            dataclasses.replace(
+                config, precision=precision, num_devices=num_devices
+            )
+        )
+
+    return run
 
 
 @pytest.fixture
@@ -102,10 +121,8 @@ def assert_equal(states, others):
 
 
 def test_training_comes_nearer_to_real_images(longer, first_run):
-    train, real = (
-        2 * each.pixels - 1 for each in read_glyphs("digits", longer.data_dir)
-    )
-    known = recipe._known_distances(train, real)
+    train, real = pixels.load("digits", longer.data_dir, 0, 1).compared_images()
+    known = known_distances(train, real)
     assert known["other real images"] < 1 < known["pixels of several"] / 5
     keras.utils.set_random_seed(longer.seed)
     untrained = recipe._samples(
@@ -113,7 +130,7 @@ def test_training_comes_nearer_to_real_images(longer, first_run):
     )
     _, results = first_run
     found = results["frechet_distance"]
-    assert found < recipe.frechet_distance(untrained, real) / 2
+    assert found < frechet_distance(untrained, real) / 2
     assert all(map(np.isfinite, results.values()))
     for name in NETWORKS:
         assert results[f"skipped_steps_{name}"] == 0
@@ -127,23 +144,14 @@ def test_a_run_leaves_a_picture_of_samples(first_run):
     assert picture.shape == (4 * (4 * 10 - 2), 4 * (16 * 10 - 2), 1)
 
 
-def test_a_seed_reproduces(longer, first_run):
-    _, results = first_run
-    assert recipe.train(longer) == results
-
-
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
     [("mixed_bfloat16", 1), ("mixed_float16", 1), ("mixed_float16", 2)],
 )
 def test_two_steps_train_in_16_bits_and_on_two_replicas(
-    config, precision, num_devices
+    two_steps, precision, num_devices
 ):
-    results = recipe.train(
-        dataclasses.replace(
-            config, precision=precision, num_devices=num_devices
-        )
-    )
+    results = two_steps(precision, num_devices)
     assert all(map(np.isfinite, results.values()))
     for name in NETWORKS:
         skips = results[f"skipped_steps_{name}"]
@@ -153,6 +161,12 @@ def test_two_steps_train_in_16_bits_and_on_two_replicas(
         assert results[f"loss_scale_{name}"] == (
             2.0 ** (16 - skips) if is_scaled else 1
         )
+
+
+def test_a_seed_reproduces(config, two_steps):
+    precision = "mixed_bfloat16"
+    again = dataclasses.replace(config, precision=precision, num_devices=1)
+    assert recipe.train(again) == two_steps(precision, 1)
 
 
 @pytest.mark.parametrize(("victim", "other"), [NETWORKS, NETWORKS[::-1]])
@@ -222,9 +236,7 @@ def test_the_penalty_of_a_linear_discriminator_is_that_of_its_weights(
     layer.kernel.assign([[1.0], [2.0], [-2.0], [4.0]])
 
     def mean_square():
-        logits, squares = recipe.logits_and_gradients(
-            linear, tf.ones([3, 2, 2, 1])
-        )
+        logits, squares = logits_and_gradients(linear, tf.ones([3, 2, 2, 1]))
         assert logits.dtype == squares.dtype == tf.float32
         np.testing.assert_array_equal(logits, np.full([3, 1], 5.0))
         return tf.reduce_mean(squares)
@@ -262,15 +274,15 @@ def test_the_distance_of_gaussians_is_that_of_the_formula():
     one = random.normal(size=(50, 2, 1, 1))
     # Same covariance: the distance of the means, 3 and 4.
     shifted = one + np.array([3.0, 4.0]).reshape(2, 1, 1)
-    assert recipe.frechet_distance(one, shifted) == pytest.approx(25)
+    assert frechet_distance(one, shifted) == pytest.approx(25)
     # Twice as wide: the sum of the variances.
     centered = one - one.mean(axis=0)
-    assert recipe.frechet_distance(centered, 2 * centered) == pytest.approx(
+    assert frechet_distance(centered, 2 * centered) == pytest.approx(
         centered.var(axis=0, ddof=1).sum()
     )
     # Uncorrelated pixels against correlated ones have another covariance.
     mixed = np.concatenate([centered[:, :1], centered[:, :1]], axis=1)
-    assert recipe.frechet_distance(mixed, centered) > 0.1
+    assert frechet_distance(mixed, centered) > 0.1
 
 
 def test_images_and_noise_follow_the_seed_and_change_by_epoch(config):
@@ -329,37 +341,54 @@ def test_a_saved_gan_is_loaded_and_trains_on(config, batch, tmp_path):
         assert_equal(state_of(loaded, name), state_of(model, name))
 
 
-def test_published_characters_are_read_at_their_size(config, tmp_path):
-    write_metadata("mnist", str(tmp_path), ["train", "test"])
+@pytest.mark.parametrize(
+    ("name", "splits", "image_size", "shape", "coarsest"),
+    [
+        # Down to 7 pixels a side, with four times the channels.
+        ("mnist", ["train", "test"], 0, (28, 28, 1), (7, 4)),
+        # Of 218 x 178 pixels the middle, made smaller; and no labels.
+        ("celeb_a", ["train", "validation", "test"], 32, (32, 32, 3), (4, 8)),
+    ],
+)
+def test_published_images_are_read_at_their_size_or_another(
+    config, tmp_path, name, splits, image_size, shape, coarsest
+):
+    write_metadata(name, str(tmp_path), splits)
     config = dataclasses.replace(
-        config, dataset="mnist", data_dir=str(tmp_path), batch_size=4
+        config,
+        dataset=name,
+        data_dir=str(tmp_path),
+        image_size=image_size,
+        batch_size=4,
     )
     with tfds.testing.mock_data(num_examples=EXAMPLES, data_dir=str(tmp_path)):
         train, evaluation = recipe.make_datasets(config)
         model = recipe.build_model(config)
     for batches in (train, evaluation):
         shapes = [(image.shape, noise.shape) for image, noise in batches]
-        assert shapes == [((4, 28, 28, 1), (4, 8))] * 3
+        assert shapes == [((4, *shape), (4, 8))] * 3
         image, _ = next(iter(batches))
-        assert -1 <= image.numpy().min() < -0.5 < 0.5 < image.numpy().max() <= 1
-    assert model.generator.output_shape == (None, 28, 28, 1)
-    # Down to 7 pixels a side, with four times the channels.
-    assert model.generator.layers[1].units == 7 * 7 * 4 * config.width
+        assert -1 <= np.min(image) < -0.1 < 0.1 < np.max(image) <= 1
+    assert model.generator.output_shape == (None, *shape)
+    side, times = coarsest
+    assert model.generator.layers[1].units == side**2 * times * config.width
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"batch_size": 2000}, "exceeds the 1437 training images"),
+        ({"batch_size": 65}, "exceeds the 64 training images"),
         ({"latent_size": 0}, "latent_size"),
         ({"penalty": -1.0}, "penalty"),
         ({"ema_momentum": 1.0}, "ema_momentum"),
         ({"dataset": "digit"}, "Unknown data set"),
-        ({"dataset": "cifar10"}, "grayscale"),
+        ({"dataset": "imdb_reviews"}, "has no image; its features"),
+        ({"dataset": "imagenet2012"}, "must be downloaded by hand; put the"),
+        ({"image_size": -1}, "image_size"),
     ],
 )
 def test_bad_input_is_one_line(config, tmp_path, flags, message):
-    write_metadata("cifar10", str(tmp_path), ["train", "test"])
+    write_metadata("imdb_reviews", str(tmp_path), ["train", "test"])
     if "dataset" in flags:
         flags = {**flags, "data_dir": str(tmp_path)}
     with pytest.raises(tfamp.InputError, match=message) as caught:

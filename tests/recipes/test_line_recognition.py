@@ -13,7 +13,6 @@ from recipes import line_recognition as recipe
 from recipes.data.glyphs import Glyphs
 from recipes.data.lines import LineShape, compose, fit_glyphs
 from tests.recipes.published_data import write_metadata
-from tfamp.precision import PRECISIONS
 
 
 @pytest.fixture
@@ -74,12 +73,12 @@ def logits_of(paths, num_classes=5):
 
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
-    [*((precision, 1) for precision in PRECISIONS), ("mixed_float16", 2)],
+    [("mixed_bfloat16", 1), ("mixed_float16", 1), ("mixed_float16", 2)],
 )
 def test_steps_leave_out_lines_that_are_too_short(
     config, precision, num_devices
 ):
-    """In every precision and on two replicas: 4 frames, 1 to 6 characters."""
+    """In 16 bits and on two replicas: 4 frames, 1 to 6 characters."""
     config = dataclasses.replace(
         config,
         precision=precision,
@@ -224,7 +223,10 @@ def test_the_baseline_is_the_best_of_all_constant_texts():
 
 def test_lint_finds_nothing(config):
     tfamp.set_precision("mixed_float16")
-    default = recipe.Config(data_dir=config.data_dir, batch_size=8)
+    # Of blocks that are alike one will do.
+    default = recipe.Config(
+        data_dir=config.data_dir, batch_size=8, num_layers=1
+    )
     train, _ = recipe.make_datasets(default)
     assert tfamp.lint(recipe.build_model(default), next(iter(train))) == []
 

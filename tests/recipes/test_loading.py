@@ -149,6 +149,76 @@ def test_files_that_must_be_fetched_by_hand_are_named_with_their_place(
     assert os.path.join(tmp_path, "downloads", "manual") in message
 
 
+def test_wrong_files_in_the_place_of_those_fetched_by_hand_are_told(tmp_path):
+    folder = tmp_path / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    assert "by hand; put the files" in message_of("imagenet2012", tmp_path)
+    (folder / "img_align_celeba.zip").touch()
+    message = message_of("imagenet2012", tmp_path)
+    assert "cannot be prepared" in message
+    assert "mend the files in" in message
+    assert "ILSVRC2012_img_train.tar" in message
+
+
+def test_images_without_labels_are_read_where_none_are_needed(tmp_path):
+    write_metadata("celeb_a", str(tmp_path), ["train", "validation", "test"])
+    assert "no image with a class label" in message_of("celeb_a", tmp_path)
+    with tfds.testing.mock_data(num_examples=EXAMPLES, data_dir=str(tmp_path)):
+        data = loading.load("celeb_a", str(tmp_path), needs_labels=False)
+        pairs = list(data.read("train"))
+    assert (data.num_classes, data.label_key) == (0, None)
+    assert data.eval_split == "validation"
+    assert len(pairs) == EXAMPLES
+    for encoded, label in pairs:
+        assert data.decode(encoded).shape == (218, 178, 3)
+        assert label == 0
+
+
+def test_a_refused_download_says_which_files_to_put_where(
+    tmp_path, monkeypatch
+):
+    """As of drives that refuse what is asked for too often."""
+    monkeypatch.setattr(requests, "head", lambda *args, **kwargs: None)
+
+    def refused(*args, **kwargs):
+        raise ValueError("Failed to obtain\nconfirmation link")
+
+    monkeypatch.setattr(
+        tfds.core.DatasetBuilder, "download_and_prepare", refused
+    )
+    folder = tmp_path / "downloads" / "manual"
+    message = message_of("celeb_a", tmp_path, needs_labels=False)
+    assert "obtain confirmation link" in message
+    assert f"put them into {folder}: " in message
+    for name in ("img_align_celeba.zip", "identity_CelebA.txt"):
+        assert name in message
+    # A file that is there already need not be fetched.
+    folder.mkdir(parents=True)
+    (folder / "img_align_celeba.zip").touch()
+    message = message_of("celeb_a", tmp_path, needs_labels=False)
+    assert "img_align_celeba.zip" not in message
+    assert "identity_CelebA.txt" in message
+
+
+def test_files_that_are_all_there_need_no_network(tmp_path, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise requests.ConnectionError("no route")
+
+    prepared = []
+    monkeypatch.setattr(requests, "head", unreachable)
+    monkeypatch.setattr(
+        tfds.core.DatasetBuilder,
+        "download_and_prepare",
+        lambda builder: prepared.append(builder.name),
+    )
+    folder = tmp_path / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    (folder / "cifar-10-binary.tar.gz").touch()
+    loading.prepare("cifar10", str(tmp_path))
+    assert prepared == ["cifar10"]
+    assert "no connection" in message_of("mnist", tmp_path)
+
+
 def test_no_network_is_said_before_tfds_retries_for_minutes(
     tmp_path, monkeypatch
 ):

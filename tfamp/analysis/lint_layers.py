@@ -17,6 +17,7 @@ from tfamp.analysis.lint_graph import Graph
 from tfamp.analysis.lint_ops import ARITHMETIC, MOVES, PRODUCTS
 from tfamp.analysis.lint_trace import ForwardTrace
 from tfamp.analysis.lint_view import View
+from tfamp.frozen import frozen_weights
 from tfamp.layer_paths import Place
 
 WEIGHTS_IN_16_BITS = Rule(
@@ -90,7 +91,8 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _check_weights(view: View) -> Iterator[Finding]:
-    found, seen = [], set()
+    # What never changes loses no update.
+    found, seen = [], {id(weight) for weight in frozen_weights(view.model)}
     # Inner layers come after those that hold them.
     for place in reversed(view.places):
         own = [w for w in place.layer.weights if id(w) not in seen]
