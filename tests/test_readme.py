@@ -4,10 +4,13 @@ import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
+from sklearn import datasets
 
 from recipes import image_classification
 from tfamp import cli, config
+from tfamp.recipe import configure, load_recipe
 
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCKS = re.findall(
@@ -29,6 +32,31 @@ def test_python_blocks_run_from_top_to_bottom(tmp_path):
 
     assert names["results"]["accuracy"] > 0.5
     assert names["history"].history["skipped_steps"] == [0] * 5
+
+
+def test_the_functions_of_the_walk_through_make_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", "my_model"]) == 0
+    path = tmp_path / "my_model.py"
+    text = path.read_text()
+    for function in blocks("py"):
+        name = re.match(r"def (\w+)", function)[1]
+        text, count = re.subn(
+            rf"^def {name}\(.*?(?=^def )",
+            lambda _, function=function: f"{function}\n\n",
+            text,
+            flags=re.MULTILINE | re.DOTALL,
+        )
+        assert count == 1
+    path.write_text(text)
+    digits = datasets.load_digits()
+    images = digits.images[..., None] / 16
+    np.savez("my_data.npz", images=images, labels=digits.target)
+    recipe = load_recipe("my_model.py")
+    settings = {"strategy": "one_device", "precision": "mixed_bfloat16"}
+    metrics = recipe.train(configure(recipe.Config, settings))
+    assert metrics["accuracy"] > 0.5
+    assert cli.main(["lint", "my_model.py"]) == 0
 
 
 def test_the_two_commands_of_a_newcomer_are_one_line_each():
