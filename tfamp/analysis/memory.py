@@ -4,13 +4,13 @@ import os
 import pathlib
 import re
 import sys
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-from tfamp.strategy import devices_of
 
-
-def peak_bytes(strategy: tf.distribute.Strategy) -> int | None:
+def peak_bytes(strategy: "tf.distribute.Strategy") -> int | None:
     """The most that was in use at once since the process began.
 
     Returns:
@@ -18,6 +18,11 @@ def peak_bytes(strategy: tf.distribute.Strategy) -> int | None:
         on a CPU the peak of the process's resident memory. None where neither
         is to be had, as on a TPU.
     """
+    # Here: who asks for the memory of a process need not have TensorFlow in it.
+    import tensorflow as tf
+
+    from tfamp.strategy import devices_of
+
     devices = [tf.DeviceSpec.from_string(name) for name in devices_of(strategy)]
     if any(device.device_type == "TPU" for device in devices):
         return None
