@@ -29,6 +29,7 @@ lm1b with --steps_per_epoch=10000 --eval_steps=100 and, for subwords,
 
 import dataclasses
 import os
+import pathlib
 
 import keras
 import tensorflow as tf
@@ -96,13 +97,13 @@ class Config(tfamp.recipe.RunConfig):
 
 def make_datasets(config: Config) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Batches of (tokens, the token after each), int32 [B, T] both."""
-    loaded = _load(config)
+    loaded = load_text(config)
     return loaded.train_batches(config.seed), loaded.eval_batches()
 
 
 def build_model(config: Config) -> keras.Model:
     """The compiled decoder: tokens [B, T] to float32 logits [B, T, V]."""
-    loaded = _load(config)
+    loaded = load_text(config)
     model = decoder(config, _vocabulary_size(config, loaded.tokenizer))
     tfamp.keep_float32(model)
 
@@ -165,7 +166,7 @@ def decoder(config: Config, vocabulary_size: int) -> keras.Model:
 def train(config: Config) -> dict[str, float]:
     """Trains, evaluates, and writes samples; returns the metrics."""
     strategy = tfamp.recipe.start(config)
-    loaded = _load(config)
+    loaded = load_text(config)
     train_batches, eval_batches = make_datasets(config)
     with strategy.scope():
         model = build_model(config)
@@ -180,13 +181,13 @@ def train(config: Config) -> dict[str, float]:
         if config.output_dir:
             folder = output_folder(config.output_dir)
             _write_samples(samples, folder)
-            _save(model, folder / "model.keras")
+            save_model(model, folder / "model.keras")
     return metrics | {"bits_per_byte": loaded.bits_per_byte(metrics["loss"])}
 
 
 def sample_texts(model: keras.Model, config: Config) -> list[str]:
     """What the model writes after `config.prompt`, several times."""
-    tokenizer = _load(config).tokenizer
+    tokenizer = load_text(config).tokenizer
     # As at the beginning of a text, which follows the end of another.
     prompt = [tokenizer.separator, *tokenizer.encode(config.prompt)]
     drawn = generate(
@@ -201,7 +202,8 @@ def sample_texts(model: keras.Model, config: Config) -> list[str]:
     return [tokenizer.decode(row[1:].tolist()) for row in drawn]
 
 
-def _load(config: Config) -> corpus.Corpus:
+def load_text(config: Config) -> corpus.Corpus:
+    """The text that a config names, cut as it says."""
     return corpus.load(
         config.dataset,
         config.data_dir,
@@ -238,7 +240,8 @@ def _write_samples(samples, folder):
     write_atomically(folder / "samples.txt", rule.join(samples) + "\n")
 
 
-def _save(model, path):
+def save_model(model: keras.Model, path: pathlib.Path) -> None:
+    """Writes a `.keras` file; one that is there is replaced as a whole."""
     # The folder holds a whole model at any time, the old or the new one.
     temporary = path.with_name(f"new-{path.name}")
     model.save(temporary)

@@ -49,7 +49,6 @@ import tensorflow as tf
 
 import tfamp
 from recipes import base_model, language_model, low_rank, low_rank_file
-from recipes.data import corpus
 from tfamp import observers
 from tfamp.consensus import is_chief
 from tfamp.frozen import frozen_weights
@@ -132,7 +131,7 @@ def adapted(config: Config, base: keras.Model) -> keras.Model:
     )
     tfamp.keep_float32(model)
 
-    steps = config.epochs * _load(config).steps_per_epoch
+    steps = config.epochs * language_model.load_text(config).steps_per_epoch
     optimizer = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
             0.0,
@@ -164,7 +163,7 @@ def adapted(config: Config, base: keras.Model) -> keras.Model:
 def train(config: Config) -> dict[str, float]:
     """Trains, evaluates, and writes samples; returns the metrics."""
     strategy = tfamp.recipe.start(config)
-    loaded = _load(config)
+    loaded = language_model.load_text(config)
     base = read_base(config) if config.base else train_base(config, strategy)
     # Draw the same from here on after a base that was trained, read, restored.
     keras.utils.set_random_seed(config.seed)
@@ -195,7 +194,9 @@ def train(config: Config) -> dict[str, float]:
         folder = output_folder(config.output_dir)
         _write_samples(samples, folder)
         low_rank_file.save(model, folder / "low_rank.npz")
-        _save(low_rank.merge(model, base), folder / "model.keras")
+        language_model.save_model(
+            low_rank.merge(model, base), folder / "model.keras"
+        )
     return metrics | {
         "bits_per_byte": loaded.bits_per_byte(metrics["loss"]),
         "base_bits_per_byte": base_bits,
@@ -216,7 +217,8 @@ def train_base(config: Config, strategy: tf.distribute.Strategy) -> keras.Model:
     with observers.observing(observers.Observer()):
         tfamp.recipe.fit(base, train_batches, eval_batches, base_config)
     if base_config.output_dir and is_chief(strategy):
-        _save(base, output_folder(base_config.output_dir) / "model.keras")
+        folder = output_folder(base_config.output_dir)
+        language_model.save_model(base, folder / "model.keras")
     return base
 
 
@@ -226,7 +228,7 @@ def read_base(config: Config) -> keras.Model:
         config.base,
         sequence_length=config.sequence_length,
         tokenizer=config.tokenizer,
-        vocabulary_size=_load(config).tokenizer.size,
+        vocabulary_size=language_model.load_text(config).tokenizer.size,
     )
 
 
@@ -249,21 +251,6 @@ def _base_config(config: Config) -> language_model.Config:
             "output_dir": _inside(config.output_dir, "base"),
             "checkpoint_dir": _inside(config.checkpoint_dir, "base"),
         }
-    )
-
-
-def _load(config: language_model.Config) -> corpus.Corpus:
-    return corpus.load(
-        config.dataset,
-        config.data_dir,
-        config.eval_split,
-        config.tokenizer,
-        corpus.Cut(
-            config.sequence_length,
-            config.batch_size,
-            config.steps_per_epoch,
-            config.eval_steps,
-        ),
     )
 
 
@@ -303,13 +290,6 @@ def _write_samples(samples, folder):
         )
     ]
     write_atomically(folder / "samples.txt", rule.join(parts) + "\n")
-
-
-def _save(model, path):
-    # The folder holds a whole model at any time, the old or the new one.
-    temporary = path.with_name(f"new-{path.name}")
-    model.save(temporary)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ from benchmarks.compare import cases, frameworks, measuring, plot, tables
 from benchmarks.compare.contestants import CONTESTANTS, choose
 from benchmarks.compare.cores import count_cores
 from benchmarks.compare.turns import Schedule
+from benchmarks.program import run
 from tfamp import console
 from tfamp.analysis.plots import require_matplotlib
-from tfamp.config import check_ranges, flag, parse_flags
+from tfamp.config import check_ranges, flag
 from tfamp.errors import InputError, JobError
 from tfamp.output_files import make_folder, output_folder, write_atomically
 from tfamp.precision import PRECISIONS
-from tfamp.recipe import describe_exit, quiet_tensorflow
 
 _QUICK_MODELS = ("gpt4", "mlp")
 _QUICK_CONTESTANTS = ("keras", "tfamp", "torch")
@@ -82,21 +82,7 @@ def main(argv: Sequence[str]) -> int:
         0; 2 for bad input, 1 where a contestant failed or trained another
         model, both with one line on stderr.
     """
-    # Before anything imports it.
-    quiet_tensorflow()
-    try:
-        help_text, config = parse_flags(Config, argv)
-        if config is None:
-            print(f"{__doc__.strip()}\n\n{help_text}")
-            return 0
-        compare(config)
-    except (Exception, KeyboardInterrupt) as error:
-        described = describe_exit(error)
-        if described is None:
-            raise
-        print(f"tfamp: {described[0]}", file=sys.stderr)
-        return described[1]
-    return 0
+    return run(Config, compare, __doc__, argv)
 
 
 def compare(config: Config) -> dict[str, Any]:

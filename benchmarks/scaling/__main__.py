@@ -22,16 +22,16 @@ import numpy as np
 
 from benchmarks.compare.contestants import choose
 from benchmarks.compare.cores import count_cores
+from benchmarks.program import run
 from benchmarks.scaling import page
 from benchmarks.scaling.series import SERIES, Series
 from tfamp import console
 from tfamp.analysis.bench_figures import spread
 from tfamp.analysis.jobs import Job, run_jobs
 from tfamp.analysis.plots import require_matplotlib
-from tfamp.config import check_ranges, flag, parse_flags
+from tfamp.config import check_ranges, flag
 from tfamp.output_files import make_folder, output_folder, write_atomically
 from tfamp.precision import resolve_precision
-from tfamp.recipe import describe_exit, quiet_tensorflow
 
 SCHEMA = "tfamp.scaling/1"
 
@@ -65,21 +65,7 @@ def main(argv: Sequence[str]) -> int:
         0; 2 for bad input and 1 for a failed process, both with one line on
         stderr.
     """
-    # Before anything imports it.
-    quiet_tensorflow()
-    try:
-        help_text, config = parse_flags(Config, argv)
-        if config is None:
-            print(f"{__doc__.strip()}\n\n{help_text}")
-            return 0
-        measure(config)
-    except (Exception, KeyboardInterrupt) as error:
-        described = describe_exit(error)
-        if described is None:
-            raise
-        print(f"tfamp: {described[0]}", file=sys.stderr)
-        return described[1]
-    return 0
+    return run(Config, measure, __doc__, argv)
 
 
 def measure(config: Config) -> dict[str, Any]:
