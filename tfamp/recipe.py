@@ -190,6 +190,7 @@ def _run(train, config_class, argv):
     def end_record(reason, metrics=None):
         if getattr(config, "output_dir", ""):
             run_record.end_run(config.output_dir, reason, metrics, started)
+            run_record.end_phases(config.output_dir, reason, started)
 
     try:
         metrics = train(config)

@@ -116,6 +116,20 @@ def end_run(
     _write_json(path, record)
 
 
+def end_phases(
+    output_dir: str | os.PathLike, exit_reason: str, started_since: str
+) -> None:
+    """Completes the records in sub-folders that have no end yet.
+
+    A recipe of several phases, such as pretraining, has one in each. The args
+    are those of `end_run`.
+    """
+    for path in pathlib.Path(output_dir).expanduser().glob("*/run.json"):
+        record = _read_record(path)
+        if record is not None and record["exit_reason"] is None:
+            end_run(path.parent, exit_reason, started_since=started_since)
+
+
 def _read_record(path):
     """The record; None where there is none, or the file is another tool's."""
     try:

@@ -54,7 +54,9 @@ class TextData:
     def read_labelled(
         self, split: str, seed: int | None = None
     ) -> tf.data.Dataset:
-        """Reads pairs of a text, as `read` does, and its label, an int64.
+        """Reads pairs of the texts of an example and its label, an int64.
+
+        The texts, strings [K], stay apart: premise and hypothesis are two.
 
         Raises:
           InputError: the data set has no labels.
@@ -65,7 +67,7 @@ class TextData:
                 f"{_listed(self.builder.info.features)}."
             )
         return self._examples(split, seed).map(
-            lambda example: (self._text_of(example), example[self.label_key])
+            lambda example: (self._texts_of(example), example[self.label_key])
         )
 
     def _examples(self, split, seed):
@@ -79,9 +81,11 @@ class TextData:
             ),
         )
 
+    def _texts_of(self, example):
+        return tf.stack([example[key] for key in self.text_keys])
+
     def _text_of(self, example):
-        texts = [example[key] for key in self.text_keys]
-        return tf.strings.join(texts, separator="\n")
+        return tf.strings.reduce_join(self._texts_of(example), separator="\n")
 
 
 def load(
