@@ -4,17 +4,18 @@
 
 The default needs no download: 1.8 million weights learn the bytes of 48
 sections of CPython's documentation (324 kB), and are tested on 10 others (49
-kB). On 2 cores of a CPU with AVX512-BF16 (Python 3.11.7, TensorFlow 2.21.0,
-Keras 3.15.1), start-up and samples included, while other programs ran beside:
+kB). On 4 cores of a CPU with AVX512-BF16 (Python 3.11.7, TensorFlow 2.21.0,
+Keras 3.15.1), start-up and samples included, while other programs ran beside,
+seed 0:
 
-    precision        seconds      ms/step      bits per byte
-    float32          547          175 to 190   1.969
-    mixed_bfloat16   224 to 565   101 to 128   1.963  1.956  1.973
-    mixed_float16    716          356 to 360   1.976
+    precision        seconds   bits per byte
+    float32          327       1.983
+    mixed_bfloat16   220       1.965
+    mixed_float16    343       1.976
 
-The seeds are 0, and for mixed_bfloat16 0, 1 and 2: what differs between
-precisions is within what differs between seeds. ms/step are those of a
-quieter moment. float16 has no fast path on CPUs.
+What differs between precisions is within what differs between seeds (1.956
+for 1 and 1.973 for 2 in bfloat16), and between two orders of summing up
+(float32 also ended at 1.969). float16 has no fast path on CPUs.
 
 On the same split it costs 8.00 bits to guess and 4.76 to know how frequent
 each byte is; 2.30 as the best n-gram model does (Witten-Bell, order 5); and
