@@ -24,7 +24,8 @@ int8 had the base of the line above (--base_dtype=int8 --base=FILE.keras), the
 others each one of their own. To train all weights of the float32 base instead
 (--rank=0 --learning_rate=2e-4) takes it to 2.248, and with 5e-4 to 2.257. On
 the same text it costs 8.00 bits to guess and 4.81 to know how frequent each
-byte is. float16 has no fast path on CPUs.
+byte is. The learning rates were chosen on that text. float16 has no fast path
+on CPUs.
 
 With --output_dir it leaves what the base and what the adapted model writes in
 samples.txt, the low-rank weights in low_rank.npz, a model that has them merged
