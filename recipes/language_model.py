@@ -29,15 +29,13 @@ lm1b with --steps_per_epoch=10000 --eval_steps=100 and, for subwords,
 """
 
 import dataclasses
-import os
-import pathlib
 
 import keras
 import tensorflow as tf
 from keras import layers
 
 import tfamp
-from recipes import transformer
+from recipes import model_file, transformer
 from recipes.data import corpus
 from recipes.generation import generate
 from tfamp.consensus import is_chief
@@ -108,8 +106,22 @@ def build_model(config: Config) -> keras.Model:
     model = decoder(config, _vocabulary_size(config, loaded.tokenizer))
     tfamp.keep_float32(model)
 
-    steps = config.epochs * loaded.steps_per_epoch
-    optimizer = keras.optimizers.AdamW(
+    optimizer = adamw(config)
+    optimizer.exclude_from_weight_decay(
+        [v for v in model.trainable_variables if v.name != "kernel"]
+    )
+    model.compile(
+        optimizer=tfamp.wrap_optimizer(optimizer),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        auto_scale_loss=False,
+    )
+    return model
+
+
+def adamw(config: Config) -> keras.optimizers.AdamW:
+    """The optimizer, not built, for as many steps as the config makes."""
+    steps = config.epochs * load_text(config).steps_per_epoch
+    return keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
             0.0,
             decay_steps=max(steps - config.warmup_steps, 1),
@@ -121,15 +133,6 @@ def build_model(config: Config) -> keras.Model:
         weight_decay=config.weight_decay,
         global_clipnorm=1.0,
     )
-    optimizer.exclude_from_weight_decay(
-        [v for v in model.trainable_variables if v.name != "kernel"]
-    )
-    model.compile(
-        optimizer=tfamp.wrap_optimizer(optimizer),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        auto_scale_loss=False,
-    )
-    return model
 
 
 def decoder(config: Config, vocabulary_size: int) -> keras.Model:
@@ -182,7 +185,7 @@ def train(config: Config) -> dict[str, float]:
         if config.output_dir:
             folder = output_folder(config.output_dir)
             _write_samples(samples, folder)
-            save_model(model, folder / "model.keras")
+            model_file.save(model, folder / "model.keras")
     return metrics | {"bits_per_byte": loaded.bits_per_byte(metrics["loss"])}
 
 
@@ -239,14 +242,6 @@ def _show(samples):
 def _write_samples(samples, folder):
     rule = f"\n{'=' * 80}\n"
     write_atomically(folder / "samples.txt", rule.join(samples) + "\n")
-
-
-def save_model(model: keras.Model, path: pathlib.Path) -> None:
-    """Writes a `.keras` file; one that is there is replaced as a whole."""
-    # The folder holds a whole model at any time, the old or the new one.
-    temporary = path.with_name(f"new-{path.name}")
-    model.save(temporary)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

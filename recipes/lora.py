@@ -49,7 +49,13 @@ import keras
 import tensorflow as tf
 
 import tfamp
-from recipes import base_model, language_model, low_rank, low_rank_file
+from recipes import (
+    base_model,
+    language_model,
+    low_rank,
+    low_rank_file,
+    model_file,
+)
 from tfamp import observers
 from tfamp.consensus import is_chief
 from tfamp.frozen import frozen_weights
@@ -132,19 +138,7 @@ def adapted(config: Config, base: keras.Model) -> keras.Model:
     )
     tfamp.keep_float32(model)
 
-    steps = config.epochs * language_model.load_text(config).steps_per_epoch
-    optimizer = keras.optimizers.AdamW(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(steps - config.warmup_steps, 1),
-            alpha=0.1,
-            warmup_target=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-        ),
-        beta_2=0.98,
-        weight_decay=config.weight_decay,
-        global_clipnorm=1.0,
-    )
+    optimizer = language_model.adamw(config)
     # Where the base itself trains, there is no B and all kernels decay.
     optimizer.exclude_from_weight_decay(
         [
@@ -195,9 +189,7 @@ def train(config: Config) -> dict[str, float]:
         folder = output_folder(config.output_dir)
         _write_samples(samples, folder)
         low_rank_file.save(model, folder / "low_rank.npz")
-        language_model.save_model(
-            low_rank.merge(model, base), folder / "model.keras"
-        )
+        model_file.save(low_rank.merge(model, base), folder / "model.keras")
     return metrics | {
         "bits_per_byte": loaded.bits_per_byte(metrics["loss"]),
         "base_bits_per_byte": base_bits,
@@ -219,7 +211,7 @@ def train_base(config: Config, strategy: tf.distribute.Strategy) -> keras.Model:
         tfamp.recipe.fit(base, train_batches, eval_batches, base_config)
     if base_config.output_dir and is_chief(strategy):
         folder = output_folder(base_config.output_dir)
-        language_model.save_model(base, folder / "model.keras")
+        model_file.save(base, folder / "model.keras")
     return base
 
 

@@ -46,7 +46,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import tfamp
-from recipes import shown_text, transformer
+from recipes import model_file, shown_text, transformer
 from recipes.data import images, labelled_text
 from recipes.data.labelled_text import LabelledText
 from recipes.data.masked_tokens import hide_tokens, mask_tokens
@@ -371,10 +371,7 @@ def _subfolder(folder: str, name: str) -> str:
 
 
 def _save(model, loaded, folder):
-    # The folder holds whole files at any time, the old or the new ones.
-    temporary = folder / "new-model.keras"
-    model.save(temporary)
-    os.replace(temporary, folder / "model.keras")
+    model_file.save(model, folder / "model.keras")
     if loaded.subword_model:
         temporary = folder / "new-subwords.model"
         temporary.write_bytes(loaded.subword_model)
