@@ -1,6 +1,7 @@
 """One traced function that evaluates a model again and again."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,10 @@ from tfamp import keras_internals, preconditions, steps
 from tfamp.errors import INPUT_ERROR_MARK, InputError
 from tfamp.loop import Loop
 from tfamp.strategy import distribute_batches
+
+_INPUT_PROBLEM = re.compile(
+    rf"{INPUT_ERROR_MARK}.*|Received a label value of .*?\)"
+)
 
 
 class Evaluator:
@@ -86,10 +91,7 @@ def graph_calls(model: keras.Model) -> Iterator[None]:
             yield
     except tf.errors.InvalidArgumentError as error:
         for line in str(error).splitlines():
-            for mark in (INPUT_ERROR_MARK, "Received a label value of "):
-                if mark in line:
-                    text = line[line.index(mark) :]
-                    raise InputError(
-                        text.removeprefix(INPUT_ERROR_MARK).strip()
-                    ) from None
+            if found := _INPUT_PROBLEM.search(line):
+                text = found.group().removeprefix(INPUT_ERROR_MARK)
+                raise InputError(text.strip()) from None
         raise

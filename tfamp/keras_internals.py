@@ -222,6 +222,26 @@ def additional_losses_in_float32(model: keras.Model) -> Iterator[None]:
         object.__delattr__(model, "_aggregate_additional_loss")
 
 
+@contextlib.contextmanager
+def sparse_cross_entropy_replaced(function: Callable) -> Iterator[None]:
+    """Within it, Keras's losses of integer labels compute by this function.
+
+    Keras checks shapes and casts, then calls TensorFlow by its public name,
+    which is therefore what is replaced.
+
+    Args:
+        function: takes `labels` and `logits` as
+            `tf.nn.sparse_softmax_cross_entropy_with_logits`.
+    """
+    name = "sparse_softmax_cross_entropy_with_logits"
+    original = getattr(tf.nn, name)
+    setattr(tf.nn, name, function)
+    try:
+        yield
+    finally:
+        setattr(tf.nn, name, original)
+
+
 def initial_epoch(model: keras.Model) -> int:
     """The epoch to begin with: `BackupAndRestore` found the ones before."""
     return model._initial_epoch or 0

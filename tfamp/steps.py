@@ -5,6 +5,7 @@ forward and backward passes only: reduction and update stay outside, which is
 what makes XLA work under every strategy.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.gradients import Gradient
+from tfamp.lean_cross_entropy import sparse_cross_entropy
 from tfamp.strategy import Share, split_evenly
 
 Logs = dict[str, tf.Tensor]
@@ -58,9 +60,9 @@ def train_step(
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             outputs = model(x, training=True)
-            loss = tf.cast(
-                _compute_loss(model, x, y, outputs, sample_weight), tf.float32
-            )
+            with _lean_losses(jit):
+                loss = _compute_loss(model, x, y, outputs, sample_weight)
+            loss = tf.cast(loss, tf.float32)
             scaled_loss = optimizer.scale_loss(loss * weight)
         gradients = tape.gradient(scaled_loss, [v.value for v in variables])
         masks = tf.nest.map_structure(keras_internals.mask_of, outputs)
@@ -172,6 +174,13 @@ def remember(variables) -> Callable[[], None]:
             variable.assign(value)
 
     return forget
+
+
+def _lean_losses(jit: bool) -> contextlib.AbstractContextManager:
+    if jit:
+        # XLA makes one loop of it by itself.
+        return contextlib.nullcontext()
+    return keras_internals.sparse_cross_entropy_replaced(sparse_cross_entropy)
 
 
 def _compute_loss(model, x, y, outputs, sample_weight):
