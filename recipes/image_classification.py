@@ -86,6 +86,7 @@ def build_model(config: Config) -> keras.Model:
     resnet = resnet_small if config.model == "resnet_small" else resnet50
     model = keras.Model(inputs, resnet(inputs, data.num_classes))
     tfamp.keep_float32(model)
+    tfamp.optimize(model)
 
     steps_per_epoch = data.num_examples(data.train_split) // config.batch_size
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)

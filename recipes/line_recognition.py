@@ -119,6 +119,7 @@ def build_model(config: Config) -> keras.Model:
     glyphs, _ = read_glyphs(config.dataset, config.data_dir)
     model = reader(config, glyphs.num_classes)
     tfamp.keep_float32(model)
+    tfamp.optimize(model)
 
     steps_per_epoch = max(_TRAIN_LINES // config.batch_size, 1)
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)

@@ -137,6 +137,7 @@ def build_model(config: Config) -> keras.Model:
     inputs = keras.Input([config.image_size, config.image_size, channels])
     model = keras.Model(inputs, unet(inputs, config.widths, num_classes))
     tfamp.keep_float32(model)
+    tfamp.optimize(model)
 
     steps_per_epoch = max(num_images // config.batch_size, 1)
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)

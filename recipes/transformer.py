@@ -45,6 +45,8 @@ class RotaryAttention(layers.Layer):
         [B, T, N * H] in the compute dtype.
     """
 
+    attend = staticmethod(lean_attention.dot_product_attention)
+
     def __init__(
         self, causal: bool = True, name=None, dtype=None, trainable=True
     ):
@@ -54,7 +56,7 @@ class RotaryAttention(layers.Layer):
     def call(self, query, key, value, padding_mask=None):
         if padding_mask is not None:
             padding_mask = padding_mask[:, None, None, :]
-        attended = lean_attention.dot_product_attention(
+        attended = self.attend(
             rotate(query),
             rotate(key),
             value,

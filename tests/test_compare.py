@@ -37,6 +37,7 @@ from benchmarks.compare.cases import (
 )
 from benchmarks.compare.contestants import CONTESTANTS
 from benchmarks.compare.turns import Schedule, Turns
+from recipes.transformer import RotaryAttention
 from tfamp.analysis.job_progress import JobProgress
 
 _ADAMW = AdamW(learning_rate=1e-3, weight_decay=0.1)
@@ -97,6 +98,22 @@ def test_keras_and_torch_have_the_same_losses_step_after_step(name, tmp_path):
     tolerance = 2e-3 if name == "resnet50" else 2e-5
     np.testing.assert_allclose(theirs.losses, ours, rtol=tolerance)
     np.testing.assert_allclose(theirs.losses[0], ours[0], rtol=2e-5)
+
+
+def test_stock_keras_attends_by_its_own_operation(monkeypatch):
+    case = TINY["gpt"]
+    theirs, ours = (keras_networks.build(case.network) for _ in range(2))
+    keras_networks.leave_to_keras(theirs)
+    tokens, _ = make_batches(case)[0]
+    np.testing.assert_allclose(theirs(tokens), ours(tokens), rtol=1e-5)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("tfamp's attention ran")
+
+    monkeypatch.setattr(RotaryAttention, "attend", staticmethod(refuse))
+    theirs(tokens)
+    with pytest.raises(AssertionError, match="tfamp's attention ran"):
+        ours(tokens)
 
 
 @pytest.mark.parametrize("name", ["gpt", "unet", "mlp"])

@@ -15,7 +15,13 @@ from benchmarks.compare.cases import (
     Sgd,
     UNet,
 )
-from recipes import language_model, segmentation
+from recipes import language_model, segmentation, transformer
+
+
+class KerasAttention(transformer.RotaryAttention):
+    """The recipe's attention by Keras's operation in place of tfamp's."""
+
+    attend = staticmethod(keras.ops.dot_product_attention)
 
 
 def build(network: Network) -> keras.Model:
@@ -56,6 +62,17 @@ def build(network: Network) -> keras.Model:
             body = keras.Model(inputs, layers.Dense(classes)(x))
     logits = layers.Activation("linear", dtype="float32", name="float32_logits")
     return keras.Model(body.input, logits(body.output))
+
+
+def leave_to_keras(model: keras.Model) -> None:
+    """Takes out of a new model what tfamp has made faster in its recipes.
+
+    Then it is what a user of stock Keras writes.
+    """
+    for layer in model.layers:
+        if isinstance(layer, transformer.RotaryAttention):
+            # The layer has no weights, and its place in the graph stays.
+            layer.__class__ = KerasAttention
 
 
 def _calm(resnet: keras.Model) -> None:

@@ -65,6 +65,7 @@ def train(
 
 
 def _fit_keras(contestant, case, model, batches, epochs, callback):
+    keras_networks.leave_to_keras(model)
     model.compile(
         optimizer=keras_networks.make_optimizer(case),
         loss=keras_networks.make_loss(),
