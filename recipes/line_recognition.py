@@ -5,13 +5,13 @@
 The default needs no download: 468,011 weights learn to read lines of 1 to 12
 of scikit-learn's handwritten digits, 16 pixels high and 192 wide, composed
 anew in each epoch, and are tested on 512 lines of digits they never saw. On
-one busy core of a CPU with AVX512-BF16 (TensorFlow 2.21.0, Keras 3.15.1),
-start-up included, seed 0:
+4 cores of a CPU with AVX512-BF16 (TensorFlow 2.21.0, Keras 3.15.1), shared
+with two other trainings, start-up included, seed 0:
 
-    precision        seconds (of the core)   character errors   exact lines
-    float32          144 (97)                0.028              0.844
-    mixed_bfloat16   390 (103)               0.025              0.859
-    mixed_float16    745 (297)               0.022              0.873
+    precision        seconds (of a core)   character errors   exact lines
+    float32          131 (92)              0.026              0.854
+    mixed_bfloat16   126 (81)              0.027              0.844
+    mixed_float16    244 (291)             0.025              0.856
 
 One line is 0.002; float16 has no fast path on CPUs.
 Reading nothing makes 1.000 errors per character; the best text that is the
