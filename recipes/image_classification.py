@@ -3,13 +3,13 @@
     python -m recipes.image_classification --precision=mixed_bfloat16
 
 The default needs no download: ResNet-20 on the 1,797 handwritten digits of
-scikit-learn. On 2 cores of a CPU with AVX512-BF16 (TensorFlow 2.21.0, Keras
-3.15.1), start-up included, seeds 0, 1 and 2:
+scikit-learn. Three at once on 4 cores of a CPU with AVX512-BF16 (TensorFlow
+2.21.0, Keras 3.15.1), start-up included, seeds 0, 1 and 2:
 
     precision        seconds    test accuracy
-    float32          25 to 31   0.986  0.992  0.994
-    mixed_bfloat16   24 to 26   0.986  0.997  0.992
-    mixed_float16    52 to 54   0.983  0.989  0.992
+    float32          32 to 35   0.992  0.986  0.986
+    mixed_bfloat16   33 to 36   0.989  0.989  0.992
+    mixed_float16    32 to 48   0.983  0.992  0.992
 
 float16 has no fast path on CPUs. One of the 360 test images is 0.003.
 

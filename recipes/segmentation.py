@@ -4,8 +4,9 @@
 
 The default needs no download: 2,048 scenes an epoch, composed anew from the
 handwritten digits of scikit-learn, 48 pixels a side, and 256 fixed ones of
-digits that were never seen. On 4 cores of a CPU with AVX512-BF16, shared with
-two other trainings (TensorFlow 2.21.0, Keras 3.15.1), start-up included, seed 0:
+digits that were never seen. On 4 cores of a CPU with AVX512-BF16 (TensorFlow
+2.21.0, Keras 3.15.1), shared with two other trainings, start-up included, seed
+0:
 
     precision        seconds   mean IoU   pixel accuracy
     float32          130       0.674      0.950
