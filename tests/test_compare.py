@@ -18,6 +18,7 @@ from benchmarks.compare import (
     frameworks,
     goals,
     keras_networks,
+    keras_training,
     measuring,
     race,
     sameness,
@@ -110,8 +111,17 @@ def test_stock_keras_attends_by_its_own_operation(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("tfamp's attention ran")
 
-    monkeypatch.setattr(RotaryAttention, "attend", staticmethod(refuse))
-    theirs(tokens)
+    def build(network):
+        # It attends while it is built: the refusal comes after.
+        model = original_build(network)
+        monkeypatch.setattr(RotaryAttention, "attend", staticmethod(refuse))
+        return model
+
+    original_build = keras_networks.build
+    monkeypatch.setattr(keras_networks, "build", build)
+    losses = Losses()
+    keras_training.train(BY_NAME["keras"], case, "float32", 1, losses)
+    assert len(losses.losses) == 1
     with pytest.raises(AssertionError, match="tfamp's attention ran"):
         ours(tokens)
 
