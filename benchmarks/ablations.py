@@ -31,10 +31,10 @@ from keras import layers
 import tfamp
 from benchmarks import ablation_table
 from recipes.failures import task, two_heads
-from tfamp import output_files
-from tfamp.analysis import environment
-from tfamp.config import check_ranges
+from tfamp.analysis.page import environment
+from tfamp.files import output
 from tfamp.recipe import flag
+from tfamp.recipe.flags import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +130,8 @@ def main(config: Config) -> dict[str, float]:
     Raises:
         InputError: the folder cannot be written.
     """
-    folder = output_files.output_folder(config.output_dir)
-    output_files.make_folder(folder)
+    folder = output.output_folder(config.output_dir)
+    output.make_folder(folder)
     if config.quick:
         config = dataclasses.replace(config, seeds=2, epochs=3)
     begin = time.monotonic()
@@ -145,7 +145,7 @@ def main(config: Config) -> dict[str, float]:
             {"environment": environment.describe(_command(config))}
         ),
     )
-    output_files.write_atomically(folder / "ablations.md", text)
+    output.write_atomically(folder / "ablations.md", text)
     print(text)
     means = [
         {name: statistics.mean(values) for name, values in figures.items()}

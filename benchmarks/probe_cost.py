@@ -15,12 +15,12 @@ import keras
 import tensorflow as tf
 
 from recipes import image_classification
-from tfamp import steps
-from tfamp.analysis import probe_steps
-from tfamp.analysis.probe_taps import Step
-from tfamp.analysis.subject import open_subject
-from tfamp.config import configure
-from tfamp.strategy import distribute_batches
+from tfamp.analysis.probe import steps as probe_steps
+from tfamp.analysis.probe.taps import Step
+from tfamp.distribute.strategy import distribute_batches
+from tfamp.recipe.flags import configure
+from tfamp.recipe.subject import open_subject
+from tfamp.step import build
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def _plain_steps(
 ) -> Callable[[int], None]:
     """A function that runs that many steps, as probing runs them."""
     strategy = model.distribute_strategy
-    train_step = steps.train_step(model, strategy, microbatches=1, jit=False)
+    train_step = build.train_step(model, strategy, microbatches=1, jit=False)
 
     @tf.function
     @tf.autograph.experimental.do_not_convert

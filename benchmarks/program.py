@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfamp.config import parse_flags
 from tfamp.recipe import describe_exit, quiet_tensorflow
+from tfamp.recipe.flags import parse_flags
 
 
 def run(

@@ -24,8 +24,9 @@ from IPython.display import HTML, Code, Image, display
 
 import tfamp
 from tfamp import cli
-from tfamp.analysis import plots, report
-from tfamp.analysis.subject import open_subject
+from tfamp.analysis.page import plots
+from tfamp.analysis.report import write
+from tfamp.recipe.subject import open_subject
 
 ON_ACCELERATOR = tfamp.detect_hardware().kind != "cpu"
 EPOCHS = 20 if ON_ACCELERATOR else 3
@@ -196,7 +197,7 @@ command(
 
 # %%
 found = [results / name for name in ("parity", "bench", "probe")]
-page = report.write_combined(found, folder / "report.html")
+page = write.write_combined(found, folder / "report.html")
 print(f"wrote {page}")
 text = html.escape(page.read_text(encoding="utf-8"))
 frame = f'<iframe srcdoc="{text}" width="100%" height="700"></iframe>'

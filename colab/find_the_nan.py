@@ -27,8 +27,8 @@ from IPython.display import SVG
 import tfamp
 from recipes import failures
 from recipes.failures import curves
-from tfamp.analysis import plots
-from tfamp.analysis.histogram import MIN_EXPONENT
+from tfamp.analysis.page import plots
+from tfamp.analysis.probe.histogram import MIN_EXPONENT
 
 tfamp.recipe.quiet_tensorflow()
 EPOCHS = 8

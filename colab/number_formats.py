@@ -22,9 +22,10 @@ from IPython.display import display
 import tfamp
 from recipes import failures
 from tfamp import cli
-from tfamp.analysis import format_losses, histogram, plots
-from tfamp.analysis.subject import open_subject
+from tfamp.analysis.page import plots
+from tfamp.analysis.probe import format_losses, histogram
 from tfamp.formats import FORMATS, convert, convert_scaled, spacing
+from tfamp.recipe.subject import open_subject
 
 try:
     from ipywidgets import FloatLogSlider, IntSlider, interact

@@ -18,7 +18,7 @@ from keras import layers
 
 import tfamp
 from recipes import image_classification
-from tfamp.analysis import plots
+from tfamp.analysis.page import plots
 
 tfamp.recipe.quiet_tensorflow()
 

@@ -20,7 +20,7 @@ from IPython.display import SVG, display
 
 import tfamp
 from recipes import image_classification, language_model
-from tfamp.analysis import run_logs, run_plots
+from tfamp.analysis.report import run_logs, run_plots
 
 tfamp.recipe.quiet_tensorflow()
 

@@ -22,7 +22,7 @@ import tfamp
 from benchmarks import ablations
 from recipes import failures
 from recipes.failures import sixteen_bit_weights, task
-from tfamp.analysis import plots
+from tfamp.analysis.page import plots
 from tfamp.formats import FORMATS, convert, spacing
 
 ON_ACCELERATOR = tfamp.detect_hardware().kind != "cpu"

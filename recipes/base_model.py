@@ -3,7 +3,7 @@
 import keras
 
 from tfamp.errors import InputError
-from tfamp.saving import load_model
+from tfamp.saving.load import load_model
 
 # What vocabularies are rounded up to, so that products suit the hardware.
 _VOCABULARY_MULTIPLE = 128

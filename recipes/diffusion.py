@@ -47,7 +47,7 @@ from recipes.data import images, pixels
 from recipes.denoiser import GROUPS, denoiser
 from recipes.frechet import frechet_distance, known_distances
 from recipes.noise_schedule import add_noise, linear_loss, remove_noise
-from tfamp.consensus import is_chief
+from tfamp.distribute.consensus import is_chief
 from tfamp.recipe import flag
 
 # Noisy images that an evaluation sees at the least: each image several times

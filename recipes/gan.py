@@ -39,7 +39,7 @@ from recipes import pictures
 from recipes.adversarial import GAN
 from recipes.data import images, pixels
 from recipes.frechet import frechet_distance, known_distances
-from tfamp.consensus import is_chief
+from tfamp.distribute.consensus import is_chief
 from tfamp.recipe import flag
 
 # Networks halve the sides of an image down to this many pixels, or to odd.

@@ -39,8 +39,8 @@ import tfamp
 from recipes import model_file, transformer
 from recipes.data import corpus
 from recipes.generation import generate
-from tfamp.consensus import is_chief
-from tfamp.output_files import output_folder, write_atomically
+from tfamp.distribute.consensus import is_chief
+from tfamp.files.output import output_folder, write_atomically
 from tfamp.recipe import flag
 
 # Rows of the embedding table, so that its products suit the hardware.

@@ -38,8 +38,8 @@ from recipes import ctc, pictures, transformer
 from recipes.data import images
 from recipes.data.glyphs import read_glyphs
 from recipes.data.lines import LineShape, compose, fit_glyphs
-from tfamp.consensus import is_chief
-from tfamp.output_files import output_folder, write_atomically
+from tfamp.distribute.consensus import is_chief
+from tfamp.files.output import output_folder, write_atomically
 from tfamp.recipe import flag
 
 # Lines that one epoch composes, and those that every evaluation sees.

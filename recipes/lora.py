@@ -56,11 +56,11 @@ from recipes import (
     low_rank_file,
     model_file,
 )
-from tfamp import observers
-from tfamp.consensus import is_chief
-from tfamp.frozen import frozen_weights
-from tfamp.output_files import output_folder, write_atomically
+from tfamp.checkpoint.frozen import frozen_weights
+from tfamp.distribute.consensus import is_chief
+from tfamp.files.output import output_folder, write_atomically
 from tfamp.recipe import flag
+from tfamp.training import observers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from keras import layers, ops
 
 from recipes.int8_dense import Int8Dense
 from tfamp.errors import InputError
-from tfamp.precision import precision_of
+from tfamp.precision.policy import precision_of
 
 # The projections of `recipes.transformer`, by the ends of their names.
 _TARGETS = {

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from recipes.data.labelled_text import LabelledText
 from recipes.data.tokens import ByteTokenizer
-from tfamp.output_files import output_folder, write_atomically
+from tfamp.files.output import output_folder, write_atomically
 
 _WRITTEN_TEXTS = 20
 _PRINTED_TEXTS = 2

@@ -50,8 +50,8 @@ from recipes import model_file, shown_text, transformer
 from recipes.data import images, labelled_text
 from recipes.data.labelled_text import LabelledText
 from recipes.data.masked_tokens import hide_tokens, mask_tokens
-from tfamp.consensus import is_chief
-from tfamp.output_files import output_folder
+from tfamp.distribute.consensus import is_chief
+from tfamp.files.output import output_folder
 from tfamp.recipe import flag
 
 # Rows of the embedding table, so that its products suit the hardware.

@@ -8,8 +8,8 @@ the softmax compute in float32, matrix products in the compute dtype.
 import keras
 from keras import layers, ops
 
-from tfamp import lean_attention
 from tfamp.errors import InputError
+from tfamp.layers import attention
 
 # Of the slowest rotation (Su et al., 2021).
 _LONGEST_WAVELENGTH = 10_000.0
@@ -45,7 +45,7 @@ class RotaryAttention(layers.Layer):
         [B, T, N * H] in the compute dtype.
     """
 
-    attend = staticmethod(lean_attention.dot_product_attention)
+    attend = staticmethod(attention.dot_product_attention)
 
     def __init__(
         self, causal: bool = True, name=None, dtype=None, trainable=True

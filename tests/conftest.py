@@ -16,6 +16,8 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
+ROOT = pathlib.Path(__file__).parent.parent
+
 # Relative and absolute agreement of float32 results that were summed in
 # another order (replicas, microbatches, XLA).
 FLOAT32_ROUNDING = {"rtol": 2e-5, "atol": 2e-6}
@@ -77,7 +79,7 @@ def warnings_of_absl(monkeypatch):
 @pytest.fixture(scope="session")
 def fits_schema():
     """Checks a record against its schema in docs/schemas."""
-    folder = pathlib.Path(__file__).parent.parent / "docs" / "schemas"
+    folder = ROOT / "docs" / "schemas"
 
     def check(record):
         name = record["schema"].removeprefix("tfamp.").removesuffix("/1")

@@ -140,7 +140,7 @@ def _step(node) -> Step | None:
 
 
 def main(precision: str) -> None:
-    from tfamp.float32 import keep_float32
+    from tfamp.precision.keep_float32 import keep_float32
 
     keras.config.set_dtype_policy(precision)
     for build in (small_resnet, small_transformer):

@@ -22,8 +22,10 @@ from absl import logging
 
 import tfamp
 from recipes import image_classification
-from tests import resumable_run, test_blame, test_fit_matrix
-from tests import test_overflow_on_replicas as overflows
+from tests import resumable_run
+from tests.overflow import test_blame
+from tests.overflow import test_on_replicas as overflows
+from tests.training import test_matrix
 
 # Divisible by 2 and 3 workers, and by as many microbatches.
 BATCH = 12
@@ -34,7 +36,7 @@ EPOCHS, EPOCH_STEPS = 6, resumable_run.STEPS
 MATRIX_ROW = [
     (precision, jit, microbatches, steps_per_loop)
     for precision, jit, microbatches, steps_per_loop in (
-        test_fit_matrix.COMBINATIONS
+        test_matrix.COMBINATIONS
     )
     if jit == ((microbatches == 1) == (steps_per_loop == 1))
 ]
@@ -205,7 +207,7 @@ def matrix(strategy):
     return {
         f"{i}_{name}": value
         for i, combination in enumerate(MATRIX_ROW)
-        for name, value in test_fit_matrix.train(strategy, *combination).items()
+        for name, value in test_matrix.train(strategy, *combination).items()
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfamp
-import tfamp.run
+import tfamp.training.run
 from recipes.data.images import with_seeds
 from tfamp import keras_internals
 
@@ -122,8 +122,8 @@ def run(
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         model = build_model(precision=precision)
-    seconds = tfamp.run.SECONDS_BETWEEN_SAVES
-    tfamp.run.SECONDS_BETWEEN_SAVES = seconds_between_saves
+    seconds = tfamp.training.run.SECONDS_BETWEEN_SAVES
+    tfamp.training.run.SECONDS_BETWEEN_SAVES = seconds_between_saves
     try:
         with contextlib.suppress(Stopped):
             tfamp.fit(
@@ -138,7 +138,7 @@ def run(
                 verbose=0,
             )
     finally:
-        tfamp.run.SECONDS_BETWEEN_SAVES = seconds
+        tfamp.training.run.SECONDS_BETWEEN_SAVES = seconds
     history = model.history.history
     return model, {k: v for k, v in history.items() if k not in TIMES}
 

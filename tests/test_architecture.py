@@ -2,32 +2,50 @@
 
 import ast
 import inspect
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 import tfamp
+from tests.conftest import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 MODULES = sorted((ROOT / "tfamp").rglob("*.py"))
-LEAVES = ("errors", "formats", "hardware", "version")
+# From the ground up: a package imports only what is listed before it.
+ORDER = (
+    "version",
+    "errors",
+    "formats",
+    "keras_internals",
+    "files",
+    "hardware",
+    "distribute",
+    "scaling",
+    "precision",
+    "layers",
+    "checkpoint",
+    "step",
+    "overflow",
+    "training",
+    "saving",
+    "recipe",
+    "analysis.page",
+    "analysis.jobs",
+    "analysis.lint",
+    "analysis.probe",
+    "analysis.parity",
+    "analysis.bench",
+    "analysis.report",
+    "commands",
+    "cli",
+)
+# What only hands on names that live deeper in the house.
+DOORS = ("tfamp", "tfamp.__main__", "tfamp.callbacks", "tfamp.launch")
 
 
 def imported_modules(path):
-    """What a file imports, wherever in it, `if TYPE_CHECKING` apart."""
-    tree = ast.parse(path.read_text())
-    type_checking = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If)
-        and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if node in type_checking:
-            continue
+    """What a file imports, wherever in it, also for a type checker only."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -51,22 +69,88 @@ def test_import_loads_neither_keras_nor_tensorflow():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_library_imports_no_recipe_and_no_analysis_from_below(path):
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path): path for path in MODULES}
+
+
+def package_of(module):
+    """The entry of ORDER a module belongs to."""
+    rest = module.removeprefix("tfamp.")
+    found = [
+        each for each in ORDER if rest == each or rest.startswith(f"{each}.")
+    ]
+    assert len(found) == 1, f"{module} has no place in ORDER"
+    return found[0]
+
+
+def imports_of(module):
+    """The modules of tfamp that a module imports, of any depth."""
+    found = set()
+    for name in imported_modules(NAMES[module]):
+        while name and name not in NAMES:
+            name = name.rpartition(".")[0]
+        if name.startswith("tfamp.") and name != module:
+            found.add(name)
+    return found
+
+
+INSIDE = sorted(
+    name for name in NAMES if name not in DOORS and name != "tfamp.analysis"
+)
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_a_package_imports_only_what_is_below_it(module):
+    own = package_of(module)
+    allowed = ORDER[: ORDER.index(own) + 1]
+    above = {
+        name for name in imports_of(module) if package_of(name) not in allowed
+    }
+    assert not above
+
+
+def test_no_two_modules_need_each_other():
+    graph = {module: imports_of(module) for module in INSIDE}
+    graph = {module: names & graph.keys() for module, names in graph.items()}
+    # What imports nothing that is left cannot be on a cycle.
+    while free := {module for module, names in graph.items() if not names}:
+        graph = {
+            module: names - free
+            for module, names in graph.items()
+            if module not in free
+        }
+    assert not graph
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_a_module_does_not_repeat_the_name_of_its_folder(module):
+    if NAMES[module].name != "__init__.py":
+        *_, folder, name = module.split(".")
+        assert folder.rstrip("s") not in name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_the_library_imports_no_recipe(path):
     imported = list(imported_modules(path))
     assert not [name for name in imported if name.startswith("recipes")]
-    if not {"analysis", "commands"} & set(path.parts):
-        assert not [name for name in imported if "analysis" in name]
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_leaves_import_no_other_room(name):
-    imported = imported_modules(ROOT / "tfamp" / f"{name}.py")
-    rooms = {m for m in imported if m.startswith("tfamp")}
-    assert rooms <= {"tfamp.errors.InputError", "tfamp.version.__version__"}
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda p: p.stem
+)
+def test_tests_lie_beside_what_they_test(path):
+    folder = path.parent.relative_to(ROOT / "tests")
+    assert (
+        any((root / folder).is_dir() for root in (ROOT / "tfamp", ROOT))
+        or folder.name == "notebooks"
+    )
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_private_names_of_keras_are_touched_in_one_place(path):
     if path.stem == "keras_internals":
         return
@@ -91,14 +175,3 @@ def test_public_names_resolve_and_are_documented(name):
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         tfamp.fitt  # noqa: B018
-
-
-def test_every_module_has_its_place_on_the_map():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    absent = [
-        path.stem
-        for path in MODULES
-        if path.stem not in ("__init__", "errors", "version")
-        and f"`{path.stem}`" not in text
-    ]
-    assert not absent

@@ -1,6 +1,5 @@
 """The README is true: its code runs, and its two commands are two lines."""
 
-import pathlib
 import re
 import shlex
 
@@ -9,10 +8,10 @@ import pytest
 from sklearn import datasets
 
 from recipes import image_classification
-from tfamp import cli, config
-from tfamp.recipe import configure, load_recipe
+from tests.conftest import ROOT
+from tfamp import cli
+from tfamp.recipe import configure, flags, load_recipe
 
-ROOT = pathlib.Path(__file__).parent.parent
 BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$",
     (ROOT / "README.md").read_text(),
@@ -65,7 +64,7 @@ def test_the_two_commands_of_a_newcomer_are_one_line_each():
     assert "-m pytest -q" in test
     *_, module, flag = shlex.split(run)
     assert module == image_classification.__name__
-    _, parsed = config.parse_flags(image_classification.Config, [flag])
+    _, parsed = flags.parse_flags(image_classification.Config, [flag])
     assert parsed.precision == "mixed_bfloat16"
 
 

@@ -11,50 +11,50 @@ from tfamp.version import __version__
 
 if TYPE_CHECKING:
     from tfamp import callbacks, recipe
-    from tfamp.analysis.lint import lint
-    from tfamp.analysis.probe import probe
+    from tfamp.analysis.lint.check import lint
+    from tfamp.analysis.probe.measure import probe
+    from tfamp.distribute.strategy import get_strategy
     from tfamp.errors import (
         InputError,
         LossScaleError,
         Preempted,
         WorkerLostError,
     )
-    from tfamp.faster_layers import optimize
-    from tfamp.float32 import keep_float32
     from tfamp.formats import FORMATS
-    from tfamp.hardware import detect_hardware, recommend
-    from tfamp.loss_scale import (
+    from tfamp.hardware.devices import detect_hardware, recommend
+    from tfamp.layers.optimize import optimize
+    from tfamp.precision.keep_float32 import keep_float32
+    from tfamp.precision.policy import precision_scope, set_precision
+    from tfamp.saving.load import load_model
+    from tfamp.scaling.optimizer import (
         LossScaleOptimizer,
         value_and_gradients,
         wrap_optimizer,
     )
-    from tfamp.precision import precision_scope, set_precision
-    from tfamp.saving import load_model
-    from tfamp.strategy import get_strategy
-    from tfamp.training import evaluate, fit
+    from tfamp.training.fit import evaluate, fit
 
 # Public name -> the module that defines it.
 _HOMES = {
     "FORMATS": "formats",
     "InputError": "errors",
     "LossScaleError": "errors",
-    "LossScaleOptimizer": "loss_scale",
+    "LossScaleOptimizer": "scaling.optimizer",
     "Preempted": "errors",
     "WorkerLostError": "errors",
-    "detect_hardware": "hardware",
-    "evaluate": "training",
-    "fit": "training",
-    "get_strategy": "strategy",
-    "keep_float32": "float32",
-    "lint": "analysis.lint",
-    "load_model": "saving",
-    "optimize": "faster_layers",
-    "precision_scope": "precision",
-    "probe": "analysis.probe",
-    "recommend": "hardware",
-    "set_precision": "precision",
-    "value_and_gradients": "loss_scale",
-    "wrap_optimizer": "loss_scale",
+    "detect_hardware": "hardware.devices",
+    "evaluate": "training.fit",
+    "fit": "training.fit",
+    "get_strategy": "distribute.strategy",
+    "keep_float32": "precision.keep_float32",
+    "lint": "analysis.lint.check",
+    "load_model": "saving.load",
+    "optimize": "layers.optimize",
+    "precision_scope": "precision.policy",
+    "probe": "analysis.probe.measure",
+    "recommend": "hardware.devices",
+    "set_precision": "precision.policy",
+    "value_and_gradients": "scaling.optimizer",
+    "wrap_optimizer": "scaling.optimizer",
 }
 _MODULES = ("callbacks", "recipe")
 

@@ -21,9 +21,9 @@ from tfamp.commands import (
     recipe_argument,
     report,
 )
-from tfamp.config import split_settings
 from tfamp.errors import InputError
 from tfamp.recipe import describe_exit
+from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
 _COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)

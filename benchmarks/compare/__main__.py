@@ -28,12 +28,12 @@ from benchmarks.compare.contestants import CONTESTANTS, choose
 from benchmarks.compare.cores import count_cores
 from benchmarks.compare.turns import Schedule
 from benchmarks.program import run
-from tfamp import console
-from tfamp.analysis.plots import require_matplotlib
-from tfamp.config import check_ranges, flag
+from tfamp.analysis.page.plots import require_matplotlib
 from tfamp.errors import InputError, JobError
-from tfamp.output_files import make_folder, output_folder, write_atomically
-from tfamp.precision import PRECISIONS
+from tfamp.files import console
+from tfamp.files.output import make_folder, output_folder, write_atomically
+from tfamp.precision.policy import PRECISIONS
+from tfamp.recipe.flags import check_ranges, flag
 
 _QUICK_MODELS = ("gpt4", "mlp")
 _QUICK_CONTESTANTS = ("keras", "tfamp", "torch")

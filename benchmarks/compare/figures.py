@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.compare.contestants import CONTESTANTS
-from tfamp.analysis.bench_figures import spread
+from tfamp.analysis.bench.figures import spread
 
 Row = Mapping[str, Any]
 

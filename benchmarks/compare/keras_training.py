@@ -9,7 +9,7 @@ from benchmarks.compare.cases import Case, make_batches
 from benchmarks.compare.contestants import Contestant
 from benchmarks.compare.memory import ResidentMemory, TensorFlowGpuMemory
 from benchmarks.compare.turns import Gauge, Turns
-from tfamp.analysis.bench_feed import in_memory
+from tfamp.analysis.bench.feed import in_memory
 
 
 class KerasStep(keras.Model):

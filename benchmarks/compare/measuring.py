@@ -3,7 +3,7 @@
 *   `schema`: "tfamp.compare/1".
 *   `quick`: whether models and rounds were cut down; `device`, `threads`,
     `rounds`.
-*   `environment`: as `tfamp.analysis.environment` describes it.
+*   `environment`: as `tfamp.analysis.page.environment` describes it.
 *   `models`: `name`, `title`, `case` (all numbers of it), `keras_parameters`,
     `keras_flops` (of a step's products), and with PyTorch
     `torch_parameters` and `torch_flops`.
@@ -34,9 +34,9 @@ from benchmarks.compare.cases import Case
 from benchmarks.compare.contestants import Contestant
 from benchmarks.compare.process import Entry
 from benchmarks.compare.turns import Schedule
-from tfamp.analysis.job_progress import JobProgress
+from tfamp.analysis.jobs.progress import JobProgress
 from tfamp.errors import JobError
-from tfamp.output_files import json_numbers
+from tfamp.files.output import json_numbers
 
 SCHEMA = "tfamp.compare/1"
 
@@ -181,7 +181,7 @@ def _measure(plan, case, entries, folder, progress, record):
 
 def _empty_record(plan):
     # Imports TensorFlow, which a bad flag need not wait for.
-    from tfamp.analysis import environment
+    from tfamp.analysis.page import environment
 
     command = ["python", "-m", "benchmarks.compare", *sys.argv[1:]]
     described = environment.describe(command)

@@ -5,7 +5,7 @@ import ctypes
 import pathlib
 import sys
 
-from tfamp.analysis.memory import peak_resident_bytes, resident_bytes
+from tfamp.analysis.bench.memory import peak_resident_bytes, resident_bytes
 
 
 class ResidentMemory:

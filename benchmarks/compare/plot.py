@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfamp.analysis import plots
+from tfamp.analysis.page import plots
 
 _ROW_INCHES = 0.28
 _HEAD_INCHES = 0.9

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from benchmarks.compare.cases import Case
 from benchmarks.compare.contestants import Contestant
 from benchmarks.compare.turns import Schedule, Turns
-from tfamp.process_tree import adopt_orphans, kill_descendants
+from tfamp.distribute.process_tree import adopt_orphans, kill_descendants
 from tfamp.recipe import describe_exit, quiet_tensorflow
 
 GO = "go"

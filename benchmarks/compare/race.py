@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.compare import process
 from benchmarks.compare.process import GO, Entry
-from tfamp.analysis.job_progress import JobProgress
+from tfamp.analysis.jobs.progress import JobProgress
 
 # Seconds that a start or a turn may take: XLA's and PyTorch's compilers need
 # minutes, on a busy machine many.

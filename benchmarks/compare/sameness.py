@@ -51,7 +51,7 @@ def keras_facts(case: Case, weights: pathlib.Path) -> dict[str, int]:
 
     import tfamp
     from benchmarks.compare import keras_networks
-    from tfamp.analysis import flops
+    from tfamp.analysis.bench import flops
 
     tfamp.set_precision("float32")
     model = keras_networks.build(case.network)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compare.contestants import CONTESTANTS
-from tfamp.analysis.page import Table
+from tfamp.analysis.page.part import Table
 
 _MIB = 2**20
 _ABSENT = "-"
@@ -26,7 +26,7 @@ def tables(record: Record) -> list[Table]:
 def to_markdown(record: Record) -> str:
     """The page that stands in `compare.md`."""
     # Imports TensorFlow, which a bad flag need not wait for.
-    from tfamp.analysis import environment
+    from tfamp.analysis.page import environment
 
     lines = ["# tfamp beside stock Keras and PyTorch", ""]
     if record["quick"]:

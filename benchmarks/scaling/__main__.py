@@ -25,13 +25,13 @@ from benchmarks.compare.cores import count_cores
 from benchmarks.program import run
 from benchmarks.scaling import page
 from benchmarks.scaling.series import SERIES, Series
-from tfamp import console
-from tfamp.analysis.bench_figures import spread
-from tfamp.analysis.jobs import Job, run_jobs
-from tfamp.analysis.plots import require_matplotlib
-from tfamp.config import check_ranges, flag
-from tfamp.output_files import make_folder, output_folder, write_atomically
-from tfamp.precision import resolve_precision
+from tfamp.analysis.bench.figures import spread
+from tfamp.analysis.jobs.queue import Job, run_jobs
+from tfamp.analysis.page.plots import require_matplotlib
+from tfamp.files import console
+from tfamp.files.output import make_folder, output_folder, write_atomically
+from tfamp.precision.policy import resolve_precision
+from tfamp.recipe.flags import check_ranges, flag
 
 SCHEMA = "tfamp.scaling/1"
 
@@ -114,7 +114,7 @@ def measure(config: Config) -> dict[str, Any]:
         ]
     )
     # Imports TensorFlow, which a bad flag need not wait for.
-    from tfamp.analysis import environment
+    from tfamp.analysis.page import environment
 
     command = ["python", "-m", "benchmarks.scaling", *sys.argv[1:]]
     record = {

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.scaling.series import SERIES
-from tfamp.analysis import plots
-from tfamp.analysis.page import Table
+from tfamp.analysis.page import plots
+from tfamp.analysis.page.part import Table
 
 Record = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ def tables(record: Record) -> list[Table]:
 def to_markdown(record: Record) -> str:
     """The page that stands in `scaling.md`."""
     # Imports TensorFlow, which a bad flag need not wait for.
-    from tfamp.analysis import environment
+    from tfamp.analysis.page import environment
 
     lines = ["# How the cost of a step grows", ""]
     if record["quick"]:

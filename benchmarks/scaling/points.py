@@ -20,8 +20,8 @@ from typing import Any
 
 import tfamp
 from benchmarks.scaling.series import SERIES
-from tfamp.config import flag, parse_flags
 from tfamp.recipe import quiet_tensorflow
+from tfamp.recipe.flags import flag, parse_flags
 
 _WARM_UP_EPOCHS = 2
 _TIMED_EPOCHS = 3
@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
     (series,) = [each for each in SERIES if each.name == options.series]
     import tensorflow as tf
 
-    from tfamp.consensus import is_chief
-    from tfamp.output_files import write_atomically
+    from tfamp.distribute.consensus import is_chief
+    from tfamp.files.output import write_atomically
 
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
@@ -163,7 +163,7 @@ def _compile(model, wrap: Callable[[Any], Any], steps_in_call: int = 1) -> None:
 def _batches(batch):
     import tensorflow as tf
 
-    from tfamp.analysis.bench_feed import in_memory
+    from tfamp.analysis.bench.feed import in_memory
 
     return in_memory([tuple(map(tf.constant, batch))])
 

@@ -38,8 +38,8 @@ from recipes.failures import (
     sixteen_bit_weights,
     task,
 )
-from tfamp.config import check_ranges
 from tfamp.recipe import flag
+from tfamp.recipe.flags import check_ranges
 
 FAILURES = {
     "no_loss_scaling": no_loss_scaling.FAILURE,

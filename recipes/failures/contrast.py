@@ -5,11 +5,11 @@ from typing import Any
 
 from recipes import failures
 from recipes.failures import curves
-from tfamp import output_files
-from tfamp.analysis import plots
-from tfamp.analysis.lint import lint
-from tfamp.analysis.probe import probe
-from tfamp.analysis.subject import open_subject
+from tfamp.analysis.lint.check import lint
+from tfamp.analysis.page import plots
+from tfamp.analysis.probe.measure import probe
+from tfamp.files import output
+from tfamp.recipe.subject import open_subject
 
 _PROBED_STEPS = 4
 
@@ -35,8 +35,8 @@ def main(config: Any) -> dict[str, float]:
     folder = None
     if config.output_dir:
         plots.require_matplotlib()
-        folder = output_files.output_folder(config.output_dir)
-        output_files.make_folder(folder)
+        folder = output.output_folder(config.output_dir)
+        output.make_folder(folder)
     config = dataclasses.replace(config, output_dir="")
     print(f"{config.failure}: {failure.title}\n")
     mistake = dataclasses.replace(config, healed=False)
@@ -57,7 +57,7 @@ def main(config: Any) -> dict[str, float]:
     print(f"\n{_conclusion(failure.curve, *last)}")
     if folder:
         svg = curves.as_svg(drawn, failure.curve, failure.title)
-        output_files.write_atomically(folder / "failures.svg", svg)
+        output.write_atomically(folder / "failures.svg", svg)
         print(f"wrote {folder / 'failures.svg'}")
     names = ("loss_with_mistake", "loss_mended", "loss_float32")
     return dict(zip(names, last, strict=True))

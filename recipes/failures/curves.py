@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tfamp.analysis import plots
+from tfamp.analysis.page import plots
 
 _WIDTH = 60
 _HEIGHT = 12

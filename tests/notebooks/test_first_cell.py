@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 import tfamp
 from colab import generate
-from tfamp.hardware import KNOWN_HARDWARE
+from tfamp.hardware.devices import KNOWN_HARDWARE
 
 NOTHING = {
     "colab": True,

@@ -15,7 +15,7 @@ from recipes.noise_schedule import add_noise, linear_loss, remove_noise
 from tests.conftest import FLOAT32_ROUNDING
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp import keras_internals
-from tfamp.precision import PRECISIONS
+from tfamp.precision.policy import PRECISIONS
 
 
 @pytest.fixture(scope="module")

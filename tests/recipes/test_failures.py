@@ -8,9 +8,9 @@ import pytest
 import tfamp
 from recipes import failures
 from recipes.failures import contrast, curves
-from tfamp.analysis.lint import lint
-from tfamp.analysis.probe import probe
-from tfamp.analysis.subject import open_subject
+from tfamp.analysis.lint.check import lint
+from tfamp.analysis.probe.measure import probe
+from tfamp.recipe.subject import open_subject
 
 
 @pytest.fixture

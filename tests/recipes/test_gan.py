@@ -14,7 +14,7 @@ from recipes.data import pixels
 from recipes.frechet import frechet_distance, known_distances
 from tests.conftest import FLOAT32_ROUNDING
 from tests.recipes.published_data import EXAMPLES, write_metadata
-from tfamp.precision import PRECISIONS
+from tfamp.precision.policy import PRECISIONS
 
 NETWORKS = ("discriminator", "generator")
 

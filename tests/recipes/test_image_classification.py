@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 import tfamp
 from recipes import image_classification as recipe
 from recipes.data import loading
-from tfamp.precision import PRECISIONS
+from tfamp.precision.policy import PRECISIONS
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import tfamp
 from recipes import generation, transformer
 from recipes import language_model as recipe
 from tests import matmul_dtypes
-from tfamp import saving
+from tfamp.saving import load
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -358,7 +358,7 @@ def test_a_run_writes_its_samples_and_shows_the_first(finished_run):
 def test_a_run_leaves_a_model_that_loads(finished_run, topics_dir):
     _, output, metrics = finished_run
     assert [p.name for p in output.glob("*.keras")] == ["model.keras"]
-    model = saving.load_model(output / "model.keras")
+    model = load.load_model(output / "model.keras")
     config = recipe.Config(
         data_dir=topics_dir,
         **SIZE | {"batch_size": 32, "eval_steps": 20},

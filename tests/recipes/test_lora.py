@@ -18,10 +18,10 @@ from recipes.data import text
 from recipes.int8_dense import Int8Dense
 from tests.resumable_run import StopAfter, Stopped, assert_same_bits
 from tfamp import keras_internals
-from tfamp.checkpoint import Checkpoints
-from tfamp.frozen import frozen_weights
-from tfamp.observers import Observer, observing
-from tfamp.run_state import read_metadata
+from tfamp.checkpoint.frozen import frozen_weights
+from tfamp.checkpoint.run_state import read_metadata
+from tfamp.checkpoint.store import Checkpoints
+from tfamp.training.observers import Observer, observing
 
 SIZE = {
     "sequence_length": 16,

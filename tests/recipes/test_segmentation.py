@@ -11,7 +11,7 @@ from recipes import segmentation as recipe
 from recipes.data.glyphs import Glyphs, read_glyphs
 from recipes.data.scenes import compose
 from tests.recipes.published_data import write_metadata
-from tfamp.precision import PRECISIONS
+from tfamp.precision.policy import PRECISIONS
 
 
 @pytest.fixture

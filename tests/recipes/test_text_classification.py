@@ -17,9 +17,9 @@ from recipes.data.masked_tokens import Masking, hide_tokens, mask_tokens
 from recipes.data.tokens import ByteTokenizer, make_tokenizer
 from tests import matmul_dtypes
 from tests.recipes.published_data import EXAMPLES, write_metadata
-from tfamp.observers import Observer, observing
-from tfamp.output_files import utc_now
-from tfamp.precision import PRECISIONS
+from tfamp.files.output import utc_now
+from tfamp.precision.policy import PRECISIONS
+from tfamp.training.observers import Observer, observing
 
 SIZE = {
     "vocabulary_size": 512,

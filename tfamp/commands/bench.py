@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from tfamp import console
 from tfamp.commands import recipe_argument
+from tfamp.files import console
 
 
 def add_to(commands: Any) -> None:
@@ -56,13 +56,15 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tfamp.analysis import bench, bench_part, bench_tables, plots, report
+    from tfamp.analysis.bench import part, series, tables
+    from tfamp.analysis.page import plots
+    from tfamp.analysis.report import write
     from tfamp.recipe import quiet_tensorflow
 
     quiet_tensorflow()
     # Nobody wants to hear of it after all runs.
     plots.require_matplotlib()
-    plan = bench.Plan(
+    plan = series.Plan(
         recipe=args.recipe,
         settings=args.settings,
         precisions=args.precisions,
@@ -72,11 +74,11 @@ def _run(args: argparse.Namespace) -> int:
         memory_limit_gib=args.memory_limit_gib,
         profile=args.profile,
     )
-    record = bench.measure(plan, args.output_dir)
-    page = report.write(args.output_dir)
+    record = series.measure(plan, args.output_dir)
+    page = write.write(args.output_dir)
     console.print_text(
-        *map(console.filled, bench_tables.tables(record)),
-        bench_part.verdict(record),
+        *map(console.filled, tables.tables(record)),
+        part.verdict(record),
         *(callout["message"] for callout in record["callouts"]),
         f"The report: {page}",
     )

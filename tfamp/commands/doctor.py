@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tfamp import console
+from tfamp.files import console
 
 
 def add_to(commands: Any) -> None:
@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tfamp.doctor import diagnose, report_sections
+    from tfamp.hardware.doctor import diagnose, report_sections
 
     report = diagnose(args.assume)
     if args.json:

@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from tfamp import console, formats
+from tfamp import formats
+from tfamp.files import console
 
 _KIND_STYLES = {
     "exact": "green",

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
-from tfamp import console
 from tfamp.commands import recipe_argument
 from tfamp.errors import InputError
+from tfamp.files import console
 
 if TYPE_CHECKING:
-    from tfamp.analysis.lint_findings import Finding
-    from tfamp.analysis.subject import Subject
+    from tfamp.analysis.lint.findings import Finding
+    from tfamp.recipe.subject import Subject
 
 _SCHEMA = "tfamp.lint/1"
 
@@ -53,9 +53,9 @@ def _run(args: argparse.Namespace) -> int:
     sarif_file = _checked_file(args.sarif)
     recipe, config = recipe_argument.load(args)
 
-    from tfamp.analysis.lint import lint
-    from tfamp.analysis.lint_findings import ERROR
-    from tfamp.analysis.subject import open_subject
+    from tfamp.analysis.lint.check import lint
+    from tfamp.analysis.lint.findings import ERROR
+    from tfamp.recipe.subject import open_subject
 
     # What a recipe prints is not part of the report.
     with contextlib.redirect_stdout(sys.stderr):
@@ -87,10 +87,10 @@ def _write_sarif(
     subject: "Subject",
     source: str,
 ) -> None:
-    from tfamp.analysis.lint import RULES
-    from tfamp.analysis.sarif import sarif_log
-    from tfamp.layer_paths import walk
-    from tfamp.output_files import write_atomically
+    from tfamp.analysis.lint.check import RULES
+    from tfamp.analysis.lint.sarif import sarif_log
+    from tfamp.files.output import write_atomically
+    from tfamp.precision.layer_paths import walk
 
     types = {
         place.path: type(place.layer).__name__ for place in walk(subject.model)
@@ -107,7 +107,7 @@ def _write_sarif(
 def _report(
     recipe: str, subject: "Subject", findings: "list[Finding]"
 ) -> dict[str, Any]:
-    from tfamp.precision import precision_of
+    from tfamp.precision.policy import precision_of
 
     return {
         "schema": _SCHEMA,
@@ -143,7 +143,7 @@ def _text(findings: "list[Finding]") -> list[Group | str]:
 
 
 def _counts(findings: "list[Finding]") -> dict[str, int]:
-    from tfamp.analysis.lint_findings import SEVERITIES
+    from tfamp.analysis.lint.findings import SEVERITIES
 
     return {
         severity: sum(each.severity == severity for each in findings)

@@ -31,7 +31,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{path.stem!r} cannot name a Python module; expected letters, "
             "digits and underscores, such as my_model."
         )
-    template = importlib.resources.files("tfamp") / "templates" / "recipe.py"
+    template = importlib.resources.files("tfamp.recipe") / "template.py"
     text = template.read_text(encoding="utf-8").replace("NAME.py", str(path))
     try:
         # "x" never writes over a file that is there.

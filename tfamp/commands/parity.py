@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from tfamp import console
 from tfamp.commands import recipe_argument
+from tfamp.files import console
 
 _BOOLEANS = {"auto": None, "true": True, "false": False}
 
@@ -60,13 +60,15 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tfamp.analysis import parity, parity_tables, plots, report
-    from tfamp.analysis.equivalence import require_scipy
+    from tfamp.analysis.page import plots
+    from tfamp.analysis.parity import series, tables
+    from tfamp.analysis.parity.equivalence import require_scipy
+    from tfamp.analysis.report import write
 
     # Nobody wants to hear of it after an hour of training.
     plots.require_matplotlib()
     require_scipy()
-    question = parity.Question(
+    question = series.Question(
         recipe=args.recipe,
         settings=args.settings,
         precisions=args.precisions,
@@ -76,10 +78,10 @@ def _run(args: argparse.Namespace) -> int:
         greater_is_better=_BOOLEANS[args.greater_is_better],
         alpha=args.alpha,
     )
-    record = parity.measure(question, args.output_dir)
-    page = report.write(args.output_dir)
+    record = series.measure(question, args.output_dir)
+    page = write.write(args.output_dir)
     console.print_text(
-        *map(console.filled, parity_tables.tables(record)),
+        *map(console.filled, tables.tables(record)),
         record["verdict"],
         f"The report: {page}",
     )

@@ -5,9 +5,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from tfamp import console
 from tfamp.commands import recipe_argument
 from tfamp.errors import InputError
+from tfamp.files import console
 
 
 def add_to(commands: Any) -> None:
@@ -34,8 +34,8 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tfamp.analysis import plots
-    from tfamp.output_files import make_folder, output_folder
+    from tfamp.analysis.page import plots
+    from tfamp.files.output import make_folder, output_folder
 
     if args.steps < 1:
         raise InputError(f"--steps={args.steps} must be at least 1.")
@@ -46,26 +46,26 @@ def _run(args: argparse.Namespace) -> int:
     config = dataclasses.replace(config, precision=_precision())
     make_folder(folder)
 
-    from tfamp.analysis import report
+    from tfamp.analysis.report import write
 
     found = _probe(recipe, config, args.steps)
     found.save(folder / "probe.json")
-    page = report.write(folder)
+    page = write.write(folder)
     _print(found.record(), page)
     return 0
 
 
 def _precision() -> str:
-    from tfamp.hardware import detect_hardware
+    from tfamp.hardware.devices import detect_hardware
 
     is_tpu = detect_hardware().kind == "tpu"
     return "mixed_bfloat16" if is_tpu else "mixed_float16"
 
 
 def _probe(recipe, config, steps: int):
-    from tfamp.analysis.probe import probe
-    from tfamp.analysis.probe_observed import observe
-    from tfamp.analysis.subject import open_subject
+    from tfamp.analysis.probe.measure import probe
+    from tfamp.analysis.probe.observed import observe
+    from tfamp.recipe.subject import open_subject
 
     subject = open_subject(recipe, config)
     print(f"measuring {steps} steps in float32", flush=True)
@@ -87,10 +87,10 @@ def _probe(recipe, config, steps: int):
 
 
 def _print(record: dict[str, Any], page: pathlib.Path) -> None:
-    from tfamp.analysis import probe_tables
+    from tfamp.analysis.probe import tables
 
     console.print_text(
-        *map(console.filled, probe_tables.tables(record)),
+        *map(console.filled, tables.tables(record)),
         record["reason"],
         f"The report: {page}",
     )

@@ -7,9 +7,9 @@ import argparse
 import types
 from typing import Any
 
-from tfamp.config import SETTING_PREFIX, configure
 from tfamp.errors import InputError
 from tfamp.recipe import load_recipe
+from tfamp.recipe.flags import SETTING_PREFIX, configure
 
 
 def attach_settings(args: argparse.Namespace, settings: dict[str, str]) -> None:

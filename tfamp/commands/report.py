@@ -24,11 +24,11 @@ def add_to(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tfamp.analysis import report
+    from tfamp.analysis.report import write
 
     path = args.output
     if path is None:
         folder = args.folders[0] if len(args.folders) == 1 else "."
-        path = pathlib.Path(folder) / report.FILE_NAME
-    print(f"Wrote {report.write_combined(args.folders, path)}")
+        path = pathlib.Path(folder) / write.FILE_NAME
+    print(f"Wrote {write.write_combined(args.folders, path)}")
     return 0

@@ -1,0 +1,256 @@
+"""A page holds everything it shows, quotes any name, and reads in order."""
+
+import html.parser
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tfamp.analysis.page import html as html_page
+from tfamp.analysis.page import plots
+from tfamp.analysis.page.part import Part, Plot, Table
+
+HOSTILE = '<script>alert("&amp;")</script>'
+
+
+class Elements(html.parser.HTMLParser):
+    """Notes each tag with its attributes, and the text by its element."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags = []
+        self.texts = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self.tags[-1][0], data))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def drawing(label="weights", width=plots.WIDE):
+    figure = plots.new_figure(width, 2.0)
+    axes = figure.subplots()
+    axes.plot([1, 2], [3, 4], label=plots.literal(label))
+    axes.legend()
+    return Plot(plots.to_svg(figure), f"{label} seen", f"{label} in words")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return [
+        Part(
+            title="Parity",
+            verdict="bfloat16 equals float32.",
+            is_good=True,
+            plots=[drawing(), drawing()],
+            tables=[Table("Seeds", ["seed", "loss"], [["1", "0.5"]])],
+            notes=["Five seeds."],
+            environment=[("device", "a CPU")],
+        ),
+        Part(
+            title=f"Probe {HOSTILE}",
+            verdict=f"{HOSTILE} overflows.",
+            is_good=False,
+            remarks=[HOSTILE],
+            plots=[drawing(HOSTILE)],
+            tables=[Table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]])],
+            notes=[HOSTILE],
+            environment=[(HOSTILE, HOSTILE)],
+        ),
+        Part(title="Bench", verdict="As fast."),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(parts):
+    return html_page.render([("digits", parts)])
+
+
+def test_verdicts_come_before_plots_before_tables_before_environment(page):
+    places = [
+        page.index(each)
+        for each in (
+            "bfloat16 equals float32.",
+            "overflows.",
+            "As fast.",
+            "<figure",
+            "<table",
+            "Five seeds.",
+            "a CPU",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_a_verdict_is_marked_by_sign_and_word_not_by_colour_alone(page):
+    signs = re.findall(r'class="mark" aria-hidden="true">(.)<', page)
+    assert signs == ["✓", "✕", "i"]
+    words = re.findall(r'class="word">([^<]+)<', page)
+    assert words == ["Good", "Attention", "For information"]
+
+
+def test_a_name_with_markup_is_text_everywhere(page):
+    elements = Elements(page)
+    assert not elements.all("script")
+    assert HOSTILE not in page
+    quoted = [text for _, text in elements.texts if HOSTILE in text]
+    # Link, verdict, remark, heading, plot, caption, table (4), note, and
+    # environment (3).
+    assert len(quoted) == 14
+
+
+def test_every_id_on_the_page_is_its_own_and_every_reference_has_one(page):
+    ids = [tag["id"] for _, tag in Elements(page).tags if tag.get("id")]
+    assert len(ids) > 20
+    assert len(set(ids)) == len(ids)
+    references = re.findall(r'(?:url\(#|href="#)([^)"]+)', page)
+    assert references
+    assert set(references) <= set(ids)
+
+
+def test_ids_inside_text_are_not_touched():
+    svg = '<svg><g id="a"/><text>url(#a) id="a"</text></svg>'
+    assert html_page.with_own_ids(svg, "p") == (
+        '<svg><g id="p-a"/><text>url(#a) id="a"</text></svg>'
+    )
+
+
+def test_the_page_asks_for_nothing(page):
+    elements = Elements(page)
+    loading = ("src", "href", "xlink:href", "srcset", "action", "data")
+    targets = [
+        attributes[name]
+        for _, attributes in elements.tags
+        for name in loading
+        if attributes.get(name)
+    ]
+    assert [t for t in targets if not t.startswith(("#", "data:"))] == []
+    policies = [
+        each["content"]
+        for each in elements.all("meta")
+        if each.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policies[0].startswith("default-src 'none'")
+    assert "url(http" not in page
+    assert "@import" not in page
+    # Names of XML namespaces are the only addresses.
+    addresses = set(re.findall(r"https?://[^\s\"'<>]+", page))
+    assert {a for a in addresses if "www.w3.org" not in a} == set()
+
+
+def test_a_plot_is_one_image_with_a_description(page):
+    images = Elements(page).all("svg")
+    assert [each["role"] for each in images] == ["img"] * 3
+    assert images[0]["aria-label"] == "weights in words"
+    assert images[2]["aria-label"] == f"{HOSTILE} in words"
+
+
+def test_a_table_has_a_caption_and_headings_for_rows_and_columns(page):
+    elements = Elements(page)
+    assert ("span", "Seeds") in elements.texts
+    scopes = [each["scope"] for each in elements.all("th")[:3]]
+    assert scopes == ["col", "col", "row"]
+
+
+def test_columns_of_numbers_and_of_prose_are_told_apart():
+    table = Table(
+        "c",
+        ["number", "range", "word", "prose"],
+        [
+            ["-1.5", "0.1 to 0.2", "yes", "more than thirty characters of it"],
+            ["", "2^16", "3", "4"],
+        ],
+    )
+    page = html_page.render([("d", [Part("P", "V", tables=[table])])])
+    kinds = [each.get("class") for each in Elements(page).all("th")[:4]]
+    assert kinds == ["number", "number", None, "prose"]
+
+
+def test_narrow_plots_stand_in_pairs_and_a_single_one_takes_the_line():
+    widths = [plots.NARROW] * 3 + [plots.WIDE] + [plots.NARROW] * 2
+    part = Part("P", "V", plots=[drawing(width=width) for width in widths])
+    page = html_page.render([("d", [part])])
+    shapes = [each["class"] for each in Elements(page).all("figure")]
+    assert shapes == ["narrow", "narrow", "wide", "wide", "narrow", "narrow"]
+
+
+def test_parts_measured_alike_share_one_environment():
+    alike = [("device", "a CPU")]
+    parts = [
+        Part("One", "V", environment=alike),
+        Part("Two", "V", environment=alike),
+        Part("Three", "V", environment=[("device", "a GPU")]),
+    ]
+    page = html_page.render([("d", parts)])
+    headings = re.findall(r"<h3>(.*?)</h3>", page)
+    assert headings == ["One, Two", "Three"]
+
+
+def test_several_folders_are_named_in_their_order(parts):
+    page = html_page.render([("b", parts[:1]), ("a", parts[:1])])
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings == ["b", "a", "b: Parity", "a: Parity", "Environment"]
+
+
+def test_a_dollar_in_a_name_is_no_mathematics():
+    assert ">a$b$c</text>" in drawing("a$b$c").svg
+
+
+def test_the_style_of_reports_is_on_the_axes():
+    axes = plots.new_figure().subplots()
+    assert not axes.spines["top"].get_visible()
+    assert axes.xaxis.get_gridlines()[0].get_visible()
+
+
+def test_equal_plots_are_equal_files_and_name_no_day():
+    assert drawing().svg == drawing().svg
+    assert "<metadata" not in drawing().svg
+
+
+def spoken_in_chromium(file, profile):
+    """The page as Chromium has it, and the messages on its console.
+
+    The page's own policy forbids every request, so that one becomes a message.
+    """
+    result = subprocess.run(
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={profile}",
+            "--enable-logging=stderr",
+            # The browser's own requests.
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = result.stderr.splitlines()
+    return result.stdout, [line for line in lines if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(
+    not shutil.which("chromium"), reason="chromium is not installed"
+)
+def test_chromium_says_nothing_and_asks_for_nothing(tmp_path, page):
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    shown, messages = spoken_in_chromium(file, tmp_path / "profile")
+    assert "bfloat16 equals float32." in shown
+    assert messages == []
+    picture = '<img src="http://example.invalid/a.png">'
+    file.write_text(page.replace("</body>", f"{picture}</body>"))
+    _, messages = spoken_in_chromium(file, tmp_path / "profile")
+    assert "Content Security Policy" in messages[0]

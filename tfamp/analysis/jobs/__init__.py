@@ -1,0 +1,1 @@
+"""Processes, one after another, that a killed series need not repeat."""

@@ -1,0 +1,1 @@
+"""What a report is made of: parts, plots, and the page itself."""

@@ -1,0 +1,63 @@
+"""What `tfamp parity` asks of a recipe."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from tfamp.analysis.parity.equivalence import check_test
+from tfamp.errors import InputError
+from tfamp.precision.policy import PRECISIONS, resolve_precision
+
+REFERENCE = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked of a recipe.
+
+    Attributes:
+        recipe: a module or a file, as `tfamp.recipe.load_recipe` takes it.
+        settings: fields of its `Config` and their text.
+        precisions: float32, the reference, and others.
+        seeds: how many: 0, 1, and so on.
+        margin: the largest difference of the metric that does not matter, in
+            the metric's own unit.
+        metric: of those that `train` returns; None to choose by name.
+        greater_is_better: None to tell by the metric's name.
+        alpha: the chance to call equivalent what differs by the margin.
+
+    Raises:
+        InputError: one of these cannot be used.
+    """
+
+    recipe: str
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    precisions: Sequence[str] = PRECISIONS
+    seeds: int = 5
+    margin: float = 0.01
+    metric: str | None = None
+    greater_is_better: bool | None = None
+    alpha: float = 0.05
+
+    def __post_init__(self):
+        check_test(self.margin, self.alpha)
+        if self.seeds < 1:
+            raise InputError(f"seeds={self.seeds} must be at least 1.")
+        for name in self.precisions:
+            if name not in PRECISIONS:
+                raise InputError(
+                    f"Unknown precision {name!r}; expected some of "
+                    f"{', '.join(PRECISIONS)}."
+                )
+            if self.precisions.count(name) > 1:
+                raise InputError(f"Precision {name!r} is named twice.")
+            resolve_precision(name)
+        if REFERENCE not in self.precisions or len(self.precisions) < 2:
+            raise InputError(
+                f"precisions={','.join(self.precisions)}; expected "
+                f"{REFERENCE}, the reference, and at least one other."
+            )
+
+    @property
+    def others(self) -> list[str]:
+        """The precisions that are compared with float32."""
+        return [name for name in self.precisions if name != REFERENCE]

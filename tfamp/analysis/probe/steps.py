@@ -1,0 +1,238 @@
+"""Training steps that are counted and leave no trace in the model."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from tfamp import keras_internals
+from tfamp.analysis.probe import histogram
+from tfamp.analysis.probe.histogram import Histogram
+from tfamp.analysis.probe.taps import Step, Taps, TensorName, optimizers_of
+from tfamp.checkpoint.random_state import get_random_state, set_random_state
+from tfamp.distribute.strategy import distribute_batches
+from tfamp.errors import InputError
+from tfamp.precision.layer_paths import choose, walk
+from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
+from tfamp.step import build
+from tfamp.training import preconditions
+from tfamp.training.evaluation import graph_calls
+
+_DTYPES_16 = ("bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """What some steps counted, over all replicas.
+
+    Attributes:
+        steps: how many there were.
+        histograms: by tensor, in the order of the step.
+        dtypes: by tensor.
+        fed: by layer, the layers that take what it returns.
+    """
+
+    build: int
+    histograms: dict[TensorName, Histogram]
+    dtypes: dict[TensorName, str]
+    fed: dict[str, set[str]]
+
+
+def prepare(model: keras.Model, dataset: tf.data.Dataset) -> None:
+    """Checks model and data, and builds what is not built.
+
+    Raises:
+        InputError: for a model or data that cannot be trained, or that could
+            not be put back after training.
+    """
+    preconditions.check_compiled(model)
+    preconditions.check_batches(dataset, model.distribute_strategy, 1)
+    with model.distribute_strategy.scope():
+        keras_internals.build_everything(model, dataset.element_spec)
+    if not model.trainable_variables:
+        raise InputError(f"Model {model.name!r} has no trainable weights.")
+    for layer in keras_internals.all_layers(model):
+        if layer.quantization_mode is not None:
+            raise InputError(
+                f"Layer {layer.name!r} is quantized "
+                f"({layer.quantization_mode}), and cannot be measured in "
+                "float32; probe the model before model.quantize."
+            )
+        if layer is not model and not layer.built:
+            raise InputError(
+                f"Layer {layer.name!r} is not built; call the model once on a "
+                "batch before."
+            )
+
+
+@contextlib.contextmanager
+def counting(
+    model: keras.Model, step: Step
+) -> Iterator[Callable[[tf.data.Dataset, int], Counted]]:
+    """Within it, a function runs training steps and counts what passes.
+
+    It takes a dataset of global batches and how many to take at most, and
+    raises `InputError` where there is none. The step is traced once.
+
+    The model trains: use it within `unchanged`.
+
+    Args:
+        model: prepared.
+        step: how to run the steps.
+    """
+    taps = Taps(model, step)
+    with _one_optimizer_for_all(model), taps.attached(), graph_calls(model):
+        yield _counting(model, taps)
+
+
+@contextlib.contextmanager
+def unchanged(model: keras.Model) -> Iterator[None]:
+    """Within it the model may train; after it, all is bit for bit as before.
+
+    That is: weights, optimizers, metrics, seeds of layers, and the random
+    state of the process.
+    """
+    strategy = model.distribute_strategy
+    variables = [*model.variables, *model.metrics_variables]
+    for optimizer in optimizers_of(model):
+        variables.extend(optimizer.variables)
+    # Replicas may hold values of their own.
+    components = [
+        component
+        for variable in {id(v): v for v in variables}.values()
+        for component in strategy.experimental_local_results(variable.value)
+    ]
+    before = [tf.identity(component) for component in components]
+    random_state = get_random_state()
+    try:
+        yield
+    finally:
+        for component, value in zip(components, before, strict=True):
+            component.assign(value)
+        if random_state["keras"] is None:
+            keras_internals.forget_global_seed_generator()
+        set_random_state(random_state)
+
+
+@contextlib.contextmanager
+def computing_in(
+    policy: str, layers: list[keras.layers.Layer]
+) -> Iterator[None]:
+    """Within it the layers compute in another precision.
+
+    Their weights stay what they are.
+    """
+    with keras_internals.dtype_policy_replaced(
+        layers, keras.dtype_policies.get(policy)
+    ):
+        yield
+
+
+def layers_in_16_bits(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers and models that compute in float16 or bfloat16."""
+    return [
+        layer
+        for layer in keras_internals.all_layers(model)
+        if layer.compute_dtype in _DTYPES_16
+    ]
+
+
+def layers_in_float32(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers and models that compute in float32."""
+    return [
+        layer
+        for layer in keras_internals.all_layers(model)
+        if layer.compute_dtype == "float32"
+    ]
+
+
+def layers_at(
+    model: keras.Model, paths: Sequence[str]
+) -> list[keras.layers.Layer]:
+    """The layers at these paths, and the layers in them.
+
+    Raises:
+        InputError: there is no layer at one of them.
+    """
+    return [
+        layer
+        for chosen in choose(walk(model), paths)
+        for layer in (chosen, *(place.layer for place in walk(chosen)))
+    ]
+
+
+def _counting(
+    model: keras.Model, taps: Taps
+) -> Callable[[tf.data.Dataset, int], Counted]:
+    strategy = model.distribute_strategy
+    is_custom = type(model).train_step is not keras.Model.train_step
+    train_step = (
+        build.custom_train_step(model)
+        if is_custom
+        else build.train_step(model, strategy, microbatches=1, jit=False)
+    )
+    dtypes: dict[TensorName, str] = {}
+    fed: dict[str, set[str]] = {}
+
+    @tf.autograph.experimental.do_not_convert
+    def counted_step(share) -> tf.Tensor:
+        with taps.recording() as recording:
+            train_step(share)
+        seen = recording.seen()
+        dtypes.update({name: recording.dtypes[name] for name in seen})
+        fed.update(recording.fed)
+        # All bins in one tensor: one reduction and one addition a step.
+        return tf.stack([*seen.values()])
+
+    @tf.autograph.experimental.do_not_convert
+    def one_step(iterator) -> tf.Tensor:
+        share = iterator.get_next()
+        counts = strategy.run(counted_step, args=(share,))
+        return strategy.reduce("SUM", counts, axis=None)
+
+    if not model.run_eagerly:
+        one_step = tf.function(one_step)
+
+    def count(dataset: tf.data.Dataset, limit: int) -> Counted:
+        iterator = iter(distribute_batches(strategy, dataset.take(limit)))
+        done, bins = 0, tf.zeros([], tf.int64)
+        with contextlib.suppress(tf.errors.OutOfRangeError):
+            while done < limit:
+                # A tensor on the device: nothing waits for its value.
+                bins += one_step(iterator)
+                done += 1
+        if not done:
+            raise InputError("The dataset ended before the first batch.")
+        histograms = map(histogram.from_bins, bins.numpy())
+        return Counted(
+            done,
+            dict(zip(dtypes, histograms, strict=True)),
+            dict(dtypes),
+            dict(fed),
+        )
+
+    return count
+
+
+@contextlib.contextmanager
+def _one_optimizer_for_all(model: keras.Model) -> Iterator[None]:
+    """Within it the optimizer is as `tfamp.fit` would make it.
+
+    One that scales by itself, or not at all, is wrapped; the wrapper does not
+    scale, since the steps that are measured compute in float32.
+    """
+    own = model.optimizer
+    is_custom = type(model).train_step is not keras.Model.train_step
+    if is_custom or isinstance(own, LossScaleOptimizer):
+        yield
+        return
+    inner = getattr(own, "inner_optimizer", own)
+    with model.distribute_strategy.scope():
+        model.optimizer = wrap_optimizer(inner, "float32")
+        model.optimizer.build(model.trainable_variables)
+    try:
+        yield
+    finally:
+        model.optimizer = own

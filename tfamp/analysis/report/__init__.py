@@ -1,0 +1,1 @@
+"""`report.html`: everything found about a recipe, and the logs of a run."""

@@ -1,0 +1,291 @@
+"""All of a run that a checkpoint holds, in one `tf.train.Checkpoint`.
+
+The tensors, and a JSON text about them in the same files, so that a kill
+cannot part the two; nothing that is read is unpickled. Variables are kept by
+their place in a list, beside their paths, shapes and dtypes: the names that
+Keras makes up differ from process to process.
+"""
+
+import base64
+import collections
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfamp.checkpoint.frozen import fingerprint, frozen_weights
+from tfamp.checkpoint.random_state import get_random_state
+from tfamp.checkpoint.replica_state import ReplicaState, is_read_together
+from tfamp.errors import InputError
+from tfamp.precision.policy import precision_of
+from tfamp.scaling.optimizer import LossScaleOptimizer
+
+_SCHEMA = "tfamp.checkpoint/1"
+_METADATA_KEY = "metadata/.ATTRIBUTES/py_state"
+
+# Path, shape, dtype.
+_Signature = tuple[str, tuple[int, ...], str]
+
+
+class RunState:
+    """The state of a model, its metrics and its optimizers.
+
+    Args:
+        model: compiled, its variables and its optimizers' all built.
+        with_frozen: False leaves out the weights that never train, and keeps
+            a fingerprint of each.
+
+    Attributes:
+        checkpoint: what TensorFlow saves: the tensors and the text as it was
+            at the last `capture`.
+
+    Raises:
+        InputError: for an optimizer that is not built.
+    """
+
+    def __init__(self, model: keras.Model, with_frozen: bool = True):
+        self._model = model
+        self._optimizers = _optimizers(model)
+        frozen = [] if with_frozen else frozen_weights(model)
+        self._frozen = [
+            [*described, fingerprint(weight)]
+            for described, weight in zip(
+                _described(frozen), frozen, strict=True
+            )
+        ]
+        left_out = {id(weight) for weight in frozen}
+        self._keras_variables = [
+            variable
+            for variable in _variables(model, self._optimizers)
+            if id(variable) not in left_out
+        ]
+        variables = [variable.value for variable in self._keras_variables]
+        moving = {id(v.value) for v in _moved_by_replicas(model)}
+        # By their place among all variables, the same in every process.
+        self._local = [
+            i
+            for i, v in enumerate(variables)
+            if is_read_together(v) or id(v) in moving
+        ]
+        self._replicas = ReplicaState(
+            model.distribute_strategy, [variables[i] for i in self._local]
+        )
+        self._metadata = _Text()
+        self.checkpoint = tf.train.Checkpoint(
+            variables=[v for v in variables if not is_read_together(v)],
+            metadata=self._metadata,
+        )
+        # TensorFlow makes this variable on first use; all workers must.
+        _ = self.checkpoint.save_counter
+
+    def capture(self, notes: dict[str, Any]) -> None:
+        """Reads what TensorFlow does not save by itself.
+
+        All workers must call it together.
+
+        Args:
+            notes: what else to save, of JSON's types.
+        """
+        rows = self._replicas.read()
+        self._metadata.text = json.dumps(
+            {
+                "schema": _SCHEMA,
+                "precision": precision_of(self._model),
+                "variables": _described(self._keras_variables),
+                "frozen": self._frozen,
+                "dynamic_scales": [each.dynamic for each in self._scaling()],
+                "replicas": {self._local[i]: _text(r) for i, r in rows.items()},
+                "random_state": get_random_state(),
+                **notes,
+            }
+        )
+
+    def restore(self, prefix: str) -> dict[str, Any]:
+        """Restores a checkpoint, from any precision and number of replicas.
+
+        A model of the same variables is restored whole. Of loss scales, a
+        dynamic one starts afresh after a fixed one, and a fixed one stays
+        what it is; skipped steps count on.
+
+        Returns:
+            The checkpoint's metadata, with the notes of `capture`.
+
+        Raises:
+            InputError: for a checkpoint of something else; nothing was
+                restored then.
+        """
+        metadata = read_metadata(prefix)
+        # Checkpoints from before this key hold all variables.
+        _check_frozen(metadata.get("frozen", []), self._frozen, prefix)
+        described = _described(self._keras_variables)
+        _check_same(metadata["variables"], described, prefix)
+        status = self.checkpoint.restore(prefix)
+        status.assert_existing_objects_matched()
+        self._assign_rows(metadata["replicas"])
+        self._adapt_scales(metadata["dynamic_scales"])
+        return metadata
+
+    def _assign_rows(self, saved: dict[str, str]) -> None:
+        places = {index: place for place, index in enumerate(self._local)}
+        dtypes = [v.value.dtype for v in self._keras_variables]
+        self._replicas.assign(
+            {
+                places[int(index)]: tf.io.parse_tensor(
+                    base64.b64decode(text), dtypes[int(index)]
+                )
+                for index, text in saved.items()
+            }
+        )
+
+    def _adapt_scales(self, were_dynamic: Sequence[bool]) -> None:
+        """A scale that moved says nothing to one that stays, nor back."""
+        for optimizer, was_dynamic in zip(
+            self._scaling(), were_dynamic, strict=True
+        ):
+            if optimizer.dynamic != was_dynamic:
+                optimizer.dynamic_scale.assign(optimizer.initial_scale)
+                optimizer.step_counter.assign(0)
+                optimizer.tolerance.assign(optimizer.rule.hysteresis)
+
+    def _scaling(self) -> list[LossScaleOptimizer]:
+        return [
+            optimizer
+            for optimizer in self._optimizers
+            if isinstance(optimizer, LossScaleOptimizer)
+        ]
+
+
+def read_metadata(prefix: str) -> dict[str, Any]:
+    """What a checkpoint says about itself.
+
+    Raises:
+        InputError: where it is not one of tfamp's, or of another version.
+    """
+    reader = tf.train.load_checkpoint(prefix)
+    if not reader.has_tensor(_METADATA_KEY):
+        raise InputError(
+            f"{prefix} is no checkpoint of tfamp.fit; use another directory."
+        )
+    metadata = json.loads(reader.get_tensor(_METADATA_KEY))
+    if metadata["schema"] != _SCHEMA:
+        raise InputError(
+            f"{prefix} has the schema {metadata['schema']!r}; this version of "
+            f"tfamp reads {_SCHEMA!r}."
+        )
+    return metadata
+
+
+class _Text(tf.train.experimental.PythonState):
+    """A text that is saved with the tensors."""
+
+    def __init__(self):
+        self.text = ""
+
+    def serialize(self) -> str:
+        return self.text
+
+    def deserialize(self, string_value: bytes) -> None:
+        self.text = string_value.decode()
+
+
+def _text(tensor: tf.Tensor) -> str:
+    return base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode()
+
+
+def _optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """A model with a `train_step` of its own may hold several."""
+    optimizers = [
+        value
+        for value in vars(model).values()
+        if isinstance(value, keras.optimizers.Optimizer)
+    ]
+    for optimizer in optimizers:
+        if not optimizer.built:
+            raise InputError(
+                f"Optimizer {optimizer.name!r} is not built, so that its "
+                "state cannot be restored; call its build(variables) first."
+            )
+    return optimizers
+
+
+def _variables(model: keras.Model, optimizers) -> list[keras.Variable]:
+    variables = [*model.variables, *model.metrics_variables]
+    for optimizer in optimizers:
+        variables.extend(optimizer.variables)
+    return list({id(variable): variable for variable in variables}.values())
+
+
+def _moved_by_replicas(model: keras.Model) -> list[keras.Variable]:
+    """What forward passes may move on each replica by its own rows."""
+    return [
+        variable
+        for variable in model.non_trainable_variables
+        if keras.backend.is_float_dtype(variable.dtype)
+    ]
+
+
+def _described(variables: Sequence[keras.Variable]) -> list[list[Any]]:
+    return [[v.path, list(v.shape), str(v.dtype)] for v in variables]
+
+
+def _check_frozen(
+    saved: list[list[Any]], here: list[list[Any]], prefix: str
+) -> None:
+    """Compares what each left out: path, shape, dtype, fingerprint."""
+    if bool(saved) != bool(here):
+        has, wanted = ("no", False) if saved else ("the", True)
+        raise InputError(
+            f"Checkpoint {prefix} holds {has} frozen weights; go on from it "
+            f"with checkpoint_frozen={wanted}, or use another directory."
+        )
+    _check_same([row[:3] for row in saved], [row[:3] for row in here], prefix)
+    for (path, _, _, before), (*_, now) in zip(saved, here, strict=True):
+        if now != before:
+            raise InputError(
+                f"Checkpoint {prefix} goes with other frozen weights: the "
+                f"values of {path} are not those here; load the weights that "
+                "its run began with, or use another directory."
+            )
+
+
+def _check_same(
+    saved: list[list[Any]], here: list[list[Any]], prefix: str
+) -> None:
+    """Compares what `_described` returned then and returns now."""
+    difference = _first_difference(*map(_without_numbers, (saved, here)))
+    if difference:
+        raise InputError(
+            f"Checkpoint {prefix} is of another model: {difference}; build "
+            "model and optimizer as the run that saved it did, or use another "
+            "directory."
+        )
+
+
+def _first_difference(
+    saved: list[_Signature], here: list[_Signature]
+) -> str | None:
+    if len(saved) == len(here):
+        for (path, shape, dtype), mine in zip(saved, here, strict=True):
+            if (path, shape, dtype) != mine:
+                return (
+                    f"{path} is {shape} {dtype} there, in whose place the "
+                    f"model has {mine[0]} {mine[1]} {mine[2]}"
+                )
+        return None
+    lacking = collections.Counter(here) - collections.Counter(saved)
+    for path, shape, dtype in lacking:
+        return f"it lacks {path} {shape} {dtype} of the model"
+    beyond = collections.Counter(saved) - collections.Counter(here)
+    path, shape, dtype = next(iter(beyond))
+    return f"the model lacks its {path} {shape} {dtype}"
+
+
+def _without_numbers(described: list[list[Any]]) -> list[_Signature]:
+    """Keras numbers names by how many of them the process made before."""
+    return [
+        (re.sub(r"_\d+(?=[/_]|$)", "", path), tuple(shape), dtype)
+        for path, shape, dtype in described
+    ]

@@ -1,0 +1,185 @@
+"""What is known to fail with which versions, on which hardware."""
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from tfamp.hardware.devices import Hardware
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """Something that fails with certain versions, and what to do about it.
+
+    Attributes:
+        package: The package whose versions matter.
+        versions: Its versions on which the failure was seen, as a PEP 440
+            specifier; later ones may be sound and are not accused.
+        what: What fails, and how.
+        fix: What to do about it.
+        applies: Whether it concerns this hardware here.
+    """
+
+    package: str
+    versions: str
+    what: str
+    fix: str
+    applies: Callable[[Hardware], bool] = lambda hardware: True
+
+
+def _several_replicas(hardware: Hardware) -> bool:
+    # A CPU can be cut into logical devices, one GPU cannot be shared so.
+    return hardware.count > 1 or hardware.kind == "cpu"
+
+
+KNOWN_ISSUES = (
+    KnownIssue(
+        "keras",
+        "==3.15.*",
+        "LossScaleOptimizer on several replicas: it looks at the gradients of "
+        "the first replica only, before they are summed, so an overflow on "
+        "another one writes inf into the weights, and hangs a job of several "
+        "workers.",
+        "Use tfamp.wrap_optimizer.",
+    ),
+    KnownIssue(
+        "keras",
+        "==3.15.*",
+        "LossScaleOptimizer has no limits: in a long run of overflows the "
+        "scale reaches 0, in a long run without one inf.",
+        "Use tfamp.wrap_optimizer.",
+    ),
+    KnownIssue(
+        "keras",
+        "==3.15.*",
+        "Model.compile(auto_scale_loss=True) scales the loss only under the "
+        "policy named mixed_float16; a DTypePolicyMap or per-layer policies "
+        "train unscaled, without a word.",
+        "Use tfamp.wrap_optimizer and auto_scale_loss=False.",
+    ),
+    KnownIssue(
+        "keras",
+        "==3.15.*",
+        "Model.fit under MultiWorkerMirroredStrategy fails at once, in every "
+        "precision.",
+        "Use tfamp.fit.",
+    ),
+    KnownIssue(
+        "keras",
+        "==3.15.*",
+        "Model.fit under MirroredStrategy fails with steps_per_execution above "
+        "1, with gradient_accumulation_steps and with ema_overwrite_frequency.",
+        "Use tfamp.fit.",
+        _several_replicas,
+    ),
+    KnownIssue(
+        "keras",
+        "==3.15.*",
+        "Model.fit under MirroredStrategy clips the gradients of each replica "
+        "and not their sum: global_clipnorm=1 lets a norm of 2 through on two "
+        "replicas.",
+        "Use tfamp.fit with tfamp.wrap_optimizer.",
+        _several_replicas,
+    ),
+    KnownIssue(
+        "keras",
+        "==3.15.*",
+        "Model.fit under MirroredStrategy with jit_compile=True fails on CPU "
+        "devices.",
+        "Use tfamp.fit, or jit_compile=False.",
+        lambda hardware: hardware.kind == "cpu",
+    ),
+    KnownIssue(
+        "tensorflow-datasets",
+        "==4.9.10",
+        "tfds.load fails with ModuleNotFoundError: it needs "
+        "importlib_resources and does not install it.",
+        "Run pip install importlib_resources.",
+        lambda hardware: not importlib.util.find_spec("importlib_resources"),
+    ),
+    KnownIssue(
+        "tensorflow",
+        "==2.21.*",
+        "tensorflow-tpu, the TensorFlow that drives a Cloud TPU, was released "
+        "up to 2.20.0 only when tfamp was tested.",
+        "Use a TPU virtual machine whose TensorFlow already sees the TPU.",
+        lambda hardware: hardware.kind == "tpu",
+    ),
+)
+
+
+def known_issues(
+    hardware: Hardware,
+    versions: dict[str, str | None],
+    build: Mapping[str, Any],
+) -> list[dict[str, str]]:
+    """The failures to expect of these versions on this hardware.
+
+    Args:
+        hardware: Where the program would run.
+        versions: Package name to installed version, None if absent.
+        build: How TensorFlow was built, as `tf.sysconfig.get_build_info`
+            tells it.
+
+    Returns:
+        A record each: `package`, `version`, `what`, `fix`.
+    """
+    issues = [
+        issue
+        for issue in KNOWN_ISSUES
+        if versions.get(issue.package) is not None
+        and SpecifierSet(issue.versions).contains(
+            versions[issue.package], prereleases=True
+        )
+        and issue.applies(hardware)
+    ]
+    issues += _build_issues(hardware, build)
+    return [
+        {
+            "package": issue.package,
+            "version": versions[issue.package] or "",
+            "what": issue.what,
+            "fix": issue.fix,
+        }
+        for issue in issues
+    ]
+
+
+def _build_issues(
+    hardware: Hardware, build: Mapping[str, Any]
+) -> list[KnownIssue]:
+    is_amd = hardware.device_names[0].startswith("AMD")
+    if hardware.kind == "gpu" and is_amd and not build.get("is_rocm_build"):
+        return [
+            KnownIssue(
+                "tensorflow",
+                "",
+                "This build does not drive AMD GPUs.",
+                "Install the build that AMD maintains, tensorflow-rocm.",
+            )
+        ]
+    architectures = build.get("cuda_compute_capabilities", [])
+    if hardware.compute_capability is None or not architectures:
+        return []
+    # A build for sm_80 or compute_80 holds machine code for 8.0, which runs
+    # on the same major version from that minor version on.
+    major, minor = hardware.compute_capability
+    for architecture in architectures:
+        match = re.fullmatch(r"(?:sm|compute)_(\d+)(\d)", architecture)
+        if match and int(match[1]) == major and int(match[2]) <= minor:
+            return []
+    return [
+        KnownIssue(
+            "tensorflow",
+            "",
+            "This build holds no machine code for compute capability "
+            f"{major}.{minor}, but {', '.join(architectures)}: the driver "
+            "compiles the kernels at the first start, which TensorFlow warns "
+            "can take 30 minutes or longer.",
+            "Expect one long start; the driver caches what it compiled.",
+        )
+    ]

@@ -1,0 +1,1 @@
+"""Policies, and what stays in float32 under them."""

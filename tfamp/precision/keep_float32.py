@@ -1,0 +1,328 @@
+"""Which layers stay in float32, and why.
+
+A 16-bit softmax saturates, and its gradient is then exactly 0; a 16-bit sum
+of squares overflows; a 16-bit output loses what the loss needs. Their matrix
+products lose nothing: their sums run in float32 inside the hardware. So the
+former compute in float32 and the latter do not.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from tfamp.errors import InputError
+from tfamp.precision import float32_layers, output_layers
+from tfamp.precision.float32_layers import Float32Activation
+from tfamp.precision.layer_paths import Place, choose, walk
+
+_DTYPES_16 = ("bfloat16", "float16")
+_BY_POLICY = "float32 by its own dtype policy"
+_SOFTMAXES = (
+    keras.activations.log_softmax,
+    keras.activations.softmax,
+    keras.activations.sparsemax,
+)
+# They end with their activation, which is thus a place for a cast that leaves
+# their matrix product alone.
+_END_WITH_ACTIVATION = (
+    keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.EinsumDense,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+# Keras casts their input to float32 inside and the result back. A float32
+# policy would only store the result in twice the memory.
+_FLOAT32_INSIDE = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+_ATTENTION_BY_HEADS = (
+    keras.layers.GroupQueryAttention,
+    keras.layers.MultiHeadAttention,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Float32Layer:
+    """A layer that computes in float32 inside a 16-bit model.
+
+    Attributes:
+        path: the names of the layers around it and its own, joined by "/".
+        reason: what of it computes in float32, and why.
+        changed: False if it did so before.
+    """
+
+    path: str
+    reason: str
+    changed: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def keep_float32(
+    model: keras.Model,
+    layers: str | keras.layers.Layer | Sequence[str | keras.layers.Layer] = (),
+    outputs: bool = True,
+) -> list[Float32Layer]:
+    """Keeps in float32 what 16 bits would spoil.
+
+    These compute in float32: every softmax (a layer, an activation, inside
+    attention), every normalization, and the model's outputs. The matrix
+    products around them stay in 16 bits. The model is changed in place, and
+    calling this again changes nothing. Layers that compute in float32 or
+    float64 already are left alone, and so is the inside of recurrent layers.
+
+    A `.keras` file keeps all this; `tfamp.load_model` loads it.
+    Excepted are layers that a class of your own creates, since your code
+    creates them anew: the reason says so, and the call is repeated after
+    loading.
+
+    Out of reach are `keras.ops` calls, such as a softmax, in code of your own.
+
+    Args:
+        model: a built model: functional, sequential or subclassed, compiled
+            or not. The next step of a compiled one is traced anew.
+        layers: further layers to compute in float32 as a whole, with their
+            sublayers: each a layer, a layer's name, its path, or a shell
+            pattern that paths are matched with (`"decoder/*"`).
+        outputs: whether the outputs are to be float32. An output layer with
+            an activation gets it in float32; any other becomes float32 as a
+            whole.
+
+    Returns:
+        The layers that compute in float32, in the model's order.
+
+    Raises:
+        InputError: the model is not built; a layer or pattern is not found; a
+            layer is quantized; an output cannot be made float32 from outside,
+            in which case the inside of the model is kept all the same.
+    """
+    if not isinstance(model, keras.Model):
+        raise InputError(
+            f"Expected a keras.Model, got {type(model).__name__}; for one"
+            " layer set layer.dtype_policy = 'float32'."
+        )
+    if not model.built:
+        raise InputError(
+            f"Model {model.name!r} is not built; call it once on a batch, or"
+            " model.build(input_shape), before keep_float32."
+        )
+    places = [
+        place
+        for place in walk(model)
+        if not isinstance(place.layer, keras.layers.InputLayer)
+    ]
+    chosen = choose(places, layers)
+    if not any(_is_16_bit(place.layer) for place in places):
+        return []
+    kept = {}
+    for place in places:
+        if any(place.layer is each for each in chosen):
+            kept[id(place.layer)] = _keep_whole(place.layer)
+        else:
+            kept[id(place.layer)] = _keep_inside(place.layer)
+    try:
+        if outputs:
+            _keep_outputs(model, places, kept)
+    finally:
+        # Also when an output cannot be kept: the inside has changed by then.
+        if any(changed for _, changed in kept.values()):
+            forget_traces(model)
+    return [
+        Float32Layer(place.path, _with_note(what, place), changed)
+        for place in places
+        for what, changed in [kept[id(place.layer)]]
+        if what is not None and not _is_told_by_owner(place, what)
+    ]
+
+
+def forget_traces(model: keras.Model) -> None:
+    """Lets a compiled model trace its steps anew, its layers having changed."""
+    for name in ("train_function", "test_function", "predict_function"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+
+
+def _keep_outputs(model, places: list[Place], kept: dict) -> None:
+    all_layers = [model, *(place.layer for place in places)]
+    heads = output_layers.find_output_layers(model, all_layers)
+    for place in places:
+        if any(place.layer is each for each in heads):
+            what, changed = _keep_output(place.layer)
+            former_what, former_changed = kept[id(place.layer)]
+            kept[id(place.layer)] = (
+                what or former_what,
+                changed or former_changed,
+            )
+    output_layers.require_float32_outputs(model, all_layers)
+
+
+def _with_note(what: str, place: Place) -> str:
+    if place.saved or _is_float32_inside(place.layer):
+        return what
+    return what + "; not saved, repeat keep_float32 after loading"
+
+
+def _is_told_by_owner(place: Place, what: str) -> bool:
+    if float32_layers.is_switched(place.owner):
+        return True
+    owner_is_float32 = (
+        not isinstance(place.owner, keras.Model)
+        and place.owner.compute_dtype == "float32"
+    )
+    return what == _BY_POLICY and owner_is_float32
+
+
+def _keep_output(layer) -> tuple[str | None, bool]:
+    """Lets a layer return float32; what was done and whether it was new."""
+    if not _is_16_bit(layer):
+        return _by_policy(layer)
+    target = layer
+    if isinstance(layer, keras.layers.TimeDistributed):
+        # It runs the `call` of the wrapped layer under its own policy.
+        target = layer.layer
+    if isinstance(target, _END_WITH_ACTIVATION):
+        what = "output in float32, its matrix product in 16 bits"
+        return what, _return_float32(target)
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        return _keep_inside(layer)
+    changed = _set_float32(layer)
+    if isinstance(layer, _FLOAT32_INSIDE) or not layer.weights:
+        return "output in float32", changed
+    return "output in float32, and with it the whole layer", changed
+
+
+def _keep_whole(layer) -> tuple[str | None, bool]:
+    if isinstance(layer, keras.Model):
+        # What a model computes, its layers compute, and they are chosen too.
+        layer.dtype_policy = "float32"
+        return None, False
+    return "chosen by the caller", _set_float32(layer)
+
+
+def _keep_inside(layer) -> tuple[str | None, bool]:
+    """Keeps what is sensitive in a layer, its result in 16 bits."""
+    if isinstance(layer, keras.Model):
+        return None, False
+    if not _is_16_bit(layer):
+        return _by_policy(layer)
+    if isinstance(layer, _FLOAT32_INSIDE):
+        return "normalization, which Keras computes in float32 inside", False
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        # Only the wrapper, which normalizes the float32 weights; the wrapped
+        # layer has a policy of its own and multiplies in 16 bits.
+        layer.dtype_policy = "float32"
+        return "normalization of the weights in float32", True
+    if isinstance(layer, keras.layers.Normalization):
+        _set_float32(layer)
+        _restate_constants(layer)
+        return "normalization of raw inputs in float32", True
+    what = _sensitive_step(layer)
+    if what is not None:
+        if float32_layers.is_switched(layer):
+            return what, False
+        _require_built(layer)
+        if float32_layers.switch(layer):
+            return what, True
+        if not isinstance(layer, _ATTENTION_BY_HEADS):
+            # A user's subclass computes nobody knows what, where.
+            _set_float32(layer)
+            return f"{what}, and with it the whole layer", True
+        # Its softmax is a sublayer, and a place of its own.
+        return None, False
+    activation = _own_activation(layer)
+    is_kept = isinstance(activation, Float32Activation)
+    if is_kept:
+        activation = activation.activation
+    if activation not in _SOFTMAXES:
+        return None, False
+    if not is_kept:
+        layer.activation = Float32Activation(activation, cast_back=True)
+    name = activation.__name__
+    return f"{name} in float32, the rest in 16 bits", not is_kept
+
+
+def _by_policy(layer) -> tuple[str | None, bool]:
+    # Integer and string layers have no precision, and other names than
+    # float32 are the caller's own choice.
+    return (_BY_POLICY if layer.compute_dtype == "float32" else None), False
+
+
+def _sensitive_step(layer) -> str | None:
+    if isinstance(layer, (*_ATTENTION_BY_HEADS, keras.layers.Attention)):
+        return "attention softmax in float32, both matrix products in 16 bits"
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax in float32"
+    if isinstance(layer, keras.layers.UnitNormalization):
+        return "normalization in float32"
+    return None
+
+
+def _set_float32(layer) -> bool:
+    """Makes a layer and its sublayers float32; whether that was new."""
+    affected = [layer, *(place.layer for place in walk(layer))]
+    affected = [each for each in affected if _is_16_bit(each)]
+    for each in affected:
+        if each.quantization_mode is not None:
+            raise InputError(
+                f"Layer {each.name!r} is quantized"
+                f" ({each.quantization_mode}) and cannot become float32; call"
+                " keep_float32 before model.quantize, or leave the layer out."
+            )
+    for each in affected:
+        each.dtype_policy = "float32"
+    return bool(affected)
+
+
+def _return_float32(layer) -> bool:
+    """Leaves in float32 what the activation returns; whether it was new."""
+    activation = layer.activation
+    if isinstance(activation, Float32Activation):
+        if not activation.cast_back:
+            return False
+        activation = activation.activation
+    layer.activation = Float32Activation(activation, cast_back=False)
+    return True
+
+
+def _own_activation(layer):
+    # A recurrent layer only shows its cell's activation, and cannot set it.
+    if isinstance(layer, keras.layers.RNN):
+        return None
+    return getattr(layer, "activation", None)
+
+
+def _restate_constants(layer: keras.layers.Normalization) -> None:
+    """Casts mean and variance anew, from what they were given in."""
+    if layer.input_mean is None:
+        layer.finalize_state()
+    elif layer.built:
+        layer.build(layer.get_build_config()["input_shape"])
+
+
+def _require_built(layer) -> None:
+    if not layer.built:
+        raise InputError(
+            f"Layer {layer.name!r} is not built, though its model is; call the"
+            " model once on a batch before keep_float32."
+        )
+
+
+def _is_16_bit(layer) -> bool:
+    return layer.compute_dtype in _DTYPES_16
+
+
+def _is_float32_inside(layer) -> bool:
+    return isinstance(layer, _FLOAT32_INSIDE) and _is_16_bit(layer)

@@ -1,0 +1,139 @@
+"""Precision names, and the Keras dtype policy that each stands for.
+
+The names live here and nowhere else. Keras calls its policies the same, so
+that a name can be handed to `dtype=` of a single layer as well.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tfamp.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+AUTO = "auto"
+
+_PRECISION_OF_COMPUTE_DTYPE = {
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
+
+
+def resolve_precision(name: str = AUTO) -> str:
+    """Returns the precision a name stands for on this machine.
+
+    Args:
+        name: one of `PRECISIONS`, or "auto": what `tfamp.recommend` says.
+
+    Raises:
+        InputError: the name is unknown, or the hardware lacks the format.
+    """
+    if name == AUTO:
+        from tfamp.hardware.devices import recommend
+
+        return recommend().precision
+    if name not in PRECISIONS:
+        allowed = ", ".join((AUTO, *PRECISIONS))
+        raise InputError(
+            f"Unknown precision {name!r}; expected one of {allowed}."
+        )
+    if name == "mixed_float16":
+        _require_no_tpu()
+    return name
+
+
+def set_precision(name: str = AUTO) -> str:
+    """Sets the precision of every layer built from now on.
+
+    The mixed precisions compute in 16 bits and keep variables, and with them
+    the optimizer's moments, in float32 (Micikevicius et al., 2018, "Mixed
+    Precision Training", section 3.1). Layers that exist keep theirs.
+
+    Args:
+        name: "float32", "mixed_bfloat16", "mixed_float16", or "auto".
+
+    Returns:
+        The precision that was set; never "auto".
+
+    Raises:
+        InputError: the name is unknown, or the hardware lacks the format.
+    """
+    import keras
+
+    precision = resolve_precision(name)
+    keras.config.set_dtype_policy(precision)
+    return precision
+
+
+@contextlib.contextmanager
+def precision_scope(name: str = AUTO) -> Iterator[str]:
+    """Sets the precision inside a `with` block, and restores the former one.
+
+    Args:
+        name: as in `set_precision`.
+
+    Yields:
+        The precision that was set; never "auto".
+
+    Raises:
+        InputError: the name is unknown, or the hardware lacks the format.
+    """
+    import keras
+
+    former = keras.config.dtype_policy()
+    precision = set_precision(name)
+    try:
+        yield precision
+    finally:
+        keras.config.set_dtype_policy(former)
+
+
+def precision_of(model: "keras.Model") -> str:
+    """Returns the precision that a model's layers compute in.
+
+    Each layer is asked for its own compute dtype, so that per-layer policies
+    and a `DTypePolicyMap` count. A model's policy does not: its layers may
+    have been built under another one.
+
+    Args:
+        model: any Keras model. Layers that only building creates are unknown
+            before it.
+
+    Returns:
+        "mixed_float16" if any layer computes in float16, since its gradients
+        then need loss scaling, whatever the other layers do; else
+        "mixed_bfloat16" if any computes in bfloat16; else "float32".
+    """
+    compute_dtypes = _compute_dtypes(model)
+    for dtype in ("float16", "bfloat16"):
+        if dtype in compute_dtypes:
+            return _PRECISION_OF_COMPUTE_DTYPE[dtype]
+    return "float32"
+
+
+def _compute_dtypes(layer: "keras.layers.Layer") -> set[str]:
+    import keras
+
+    from tfamp.keras_internals import sublayers
+
+    children = sublayers(layer)
+    dtypes = set().union(*map(_compute_dtypes, children))
+    is_container = isinstance(layer, keras.Model) and children
+    # An input layer computes nothing, and has the global policy.
+    if not (is_container or isinstance(layer, keras.layers.InputLayer)):
+        dtypes.add(layer.compute_dtype)
+    return dtypes
+
+
+def _require_no_tpu() -> None:
+    from tfamp.hardware.devices import detect_hardware
+
+    if detect_hardware().kind == "tpu":
+        raise InputError(
+            "Precision 'mixed_float16' does not run on a TPU, whose matrix"
+            " units take bfloat16; use 'mixed_bfloat16', which needs no loss"
+            " scaling."
+        )

@@ -1,0 +1,44 @@
+"""The model and the data of a recipe, as its `train` would have them."""
+
+import dataclasses
+import types
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfamp.recipe import program as recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a command looks at.
+
+    Attributes:
+        model: compiled, not trained.
+        train_batches: the training data.
+        eval_batches: the data to evaluate on.
+    """
+
+    model: keras.Model
+    train_batches: tf.data.Dataset
+    eval_batches: tf.data.Dataset
+
+
+def open_subject(recipe: types.ModuleType, config: Any) -> Subject:
+    """Builds a recipe's model and data in its precision and strategy.
+
+    Sets the process's global seed and Keras policy.
+
+    Args:
+        recipe: as `tfamp.recipe.load_recipe` gives it.
+        config: an instance of its `Config`.
+
+    Raises:
+        InputError: for a config that the recipe or tfamp cannot use.
+    """
+    strategy = recipes.start(config)
+    train_batches, eval_batches = recipe.make_datasets(config)
+    with strategy.scope():
+        model = recipe.build_model(config)
+    return Subject(model, train_batches, eval_batches)

@@ -1,0 +1,403 @@
+"""Loss scaling that takes one decision for all replicas.
+
+float16 gradients below 2^-24 are zero. Multiplying the loss by a scale lifts
+them; the optimizer divides it out again in float32. A scale that is too high
+makes a gradient inf: that step is skipped and the scale halved. (Micikevicius
+et al. 2018, "Mixed Precision Training", section 3.2.)
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfamp import keras_internals
+from tfamp.errors import InputError
+from tfamp.scaling import gradients as gradients_lib
+from tfamp.scaling.fused_updates import fused_updates
+from tfamp.scaling.rule import (
+    ScaleRule,
+    ScaleState,
+    check_rule,
+    count_step,
+    move_scale,
+)
+
+# Optimizers that overwrite weights with their averages, and how often.
+_EmaFrequencies = list[tuple[keras.optimizers.Optimizer, int]]
+
+
+@keras.saving.register_keras_serializable(package="tfamp")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Scales the loss, and applies or skips each step on all replicas alike.
+
+    One step: sum the gradients over replicas; look once whether the sums are
+    finite; unscale them in float32; apply them with the inner optimizer, or
+    skip. The inner optimizer clips, decays and averages the true global
+    gradient. A skipped step leaves weights, moments, averages and `iterations`
+    as they were, bit for bit.
+
+    Works in `tfamp.fit`, in `keras.Model.fit`, and in hand-written loops, in
+    the replica context of any strategy. There it must be built in the
+    strategy's scope before the first traced step; `tfamp.fit` and
+    `keras.Model.fit` see to that.
+
+    Args:
+        inner_optimizer: the `keras.optimizers.Optimizer` to wrap.
+        initial_scale: the first loss scale.
+        growth_factor: multiplies the scale after clean steps.
+        backoff_factor: multiplies the scale at an overflow.
+        dynamic_growth_steps: clean steps in a row until the scale grows.
+        min_scale: the floor.
+        max_scale: the ceiling.
+        hysteresis: overflows that it takes to back off; the count starts
+            again when the scale grows.
+        dynamic: False keeps the scale at `initial_scale`; non-finite steps
+            are skipped and counted all the same.
+        name: name of the optimizer.
+        **base_arguments: refused, as by Keras, with the advice to set them on
+            `inner_optimizer`; their defaults occur in old saved configs.
+
+    Attributes:
+        dynamic_scale: float32 variable, the current loss scale.
+        skipped_steps: integer variable, steps skipped so far.
+        consecutive_skips: integer variable, steps skipped since the last
+            applied one.
+        iterations: integer variable, steps applied so far.
+        all_reduce_dtype: None, "float16" or "bfloat16": the dtype in which
+            gradients cross between replicas.
+
+    Raises:
+        InputError: for a scale or factor that is no power of two (only those
+            scale exactly), or bounds that contradict each other.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        initial_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        dynamic_growth_steps: int = 2000,
+        min_scale: float = 1.0,
+        max_scale: float = 2.0**24,
+        hysteresis: int = 1,
+        dynamic: bool = True,
+        name: str | None = None,
+        **base_arguments,
+    ):
+        if isinstance(inner_optimizer, keras.optimizers.LossScaleOptimizer):
+            raise InputError(
+                f"{type(inner_optimizer).__name__} scales the loss already; "
+                "wrap its inner_optimizer instead."
+            )
+        super().__init__(
+            inner_optimizer,
+            initial_scale=float(initial_scale),
+            dynamic_growth_steps=dynamic_growth_steps,
+            name=name,
+            **base_arguments,
+        )
+        self.rule = ScaleRule(
+            float(growth_factor),
+            float(backoff_factor),
+            dynamic_growth_steps,
+            float(min_scale),
+            float(max_scale),
+            hysteresis,
+        )
+        self.dynamic = dynamic
+        check_rule(self.initial_scale, self.rule, dynamic)
+        self._all_reduce_dtype = None
+        # Replicas compute these alike, each for itself: aggregation "none".
+        self.dynamic_scale = self.add_variable(
+            (),
+            keras.initializers.Constant(self.initial_scale),
+            dtype="float32",
+            name="dynamic_scale",
+        )
+        self.step_counter = self._add_counter("step_counter", 0)
+        self.tolerance = self._add_counter("tolerance", hysteresis)
+        self.skipped_steps = self._add_counter("skipped_steps", 0)
+        self.consecutive_skips = self._add_counter("consecutive_skips", 0)
+
+    @property
+    def all_reduce_dtype(self) -> str | None:
+        return self._all_reduce_dtype
+
+    @all_reduce_dtype.setter
+    def all_reduce_dtype(self, dtype: str | None):
+        if dtype not in (None, "float32", "float16", "bfloat16"):
+            raise InputError(
+                f"Unknown all_reduce_dtype {dtype!r}; expected None, "
+                "'float32', 'float16' or 'bfloat16'."
+            )
+        self._all_reduce_dtype = dtype
+
+    def build(self, var_list: Sequence[keras.Variable]) -> None:
+        """Creates the inner optimizer's variables, in the current scope."""
+        if self.inner_optimizer.gradient_accumulation_steps and _replicas() > 1:
+            raise InputError(
+                "gradient_accumulation_steps works on one replica only, and "
+                f"the strategy has {_replicas()}; use "
+                "tfamp.fit(microbatches=...) instead."
+            )
+        strategy = tf.distribute.get_strategy()
+        if not all(
+            strategy.extended.variable_created_in_scope(variable.value)
+            for variable in self.variables
+        ):
+            raise InputError(
+                f"Optimizer {self.inner_optimizer.name!r} was not created "
+                "under the strategy that it runs under; create it within "
+                "strategy.scope(), where the model is."
+            )
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(var_list)
+        # Keras's own LossScaleOptimizer.build would add its two variables
+        # again; the base class only records the variables.
+        super(keras.optimizers.LossScaleOptimizer, self).build(var_list)
+
+    def scale_loss(self, loss):
+        """`loss` times the scale, in float32: 16 bits cannot hold 65536."""
+        if self._scale_is_one:
+            return loss
+        return ops.cast(loss, "float32") * self._scale()
+
+    def apply(self, grads, trainable_variables=None) -> None:
+        """Applies scaled gradients, or skips the step, on all replicas.
+
+        Args:
+            grads: one scaled gradient per variable, dense or
+                `tf.IndexedSlices` or None, of this replica alone.
+            trainable_variables: the variables, in the same order; None for
+                those that the optimizer was built with.
+
+        Raises:
+            ValueError: outside of a replica context, or for variables that
+                the optimizer was not built with.
+        """
+        if len(grads) == 0:
+            return
+        if tf.distribute.in_cross_replica_context():
+            raise ValueError(
+                "apply() was called outside of the replica context; call it "
+                "in the function that you pass to strategy.run()."
+            )
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if not self.built:
+                self.build(trainable_variables)
+        variables = trainable_variables or self._trainable_variables
+        overwrites = [
+            keras_internals.overwrites_with_gradient(v) for v in variables
+        ]
+        reduced = gradients_lib.all_reduce(
+            grads, overwrites, self.all_reduce_dtype
+        )
+        finite, unscaled = gradients_lib.unscale(
+            reduced,
+            overwrites,
+            None if self._scale_is_one else self._scale(),
+            self._clip_norm,
+        )
+        if tf.__internal__.distribute.strategy_supports_no_merge_call():
+            # XLA on GPUs, TPU: replicas run on their own; the flag is the
+            # same on each, and no branch holds a collective.
+            self._apply_if(finite, unscaled, variables)
+        else:
+            # The inner optimizer updates in cross-replica context, which a
+            # tf.cond in replica context cannot enter: branch around it.
+            tf.distribute.get_replica_context().merge_call(
+                self._apply_if_everywhere, args=(finite, unscaled, variables)
+            )
+        self._record(finite)
+
+    def finalize_variable_values(self, var_list) -> None:
+        """Writes the moving averages (`use_ema`) into the model's weights."""
+        for optimizer in keras_internals.averaging_optimizers(
+            self.inner_optimizer
+        ):
+            _overwrite_with_averages(optimizer)
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        rule = self.rule
+        return config | {
+            "growth_factor": rule.growth_factor,
+            "backoff_factor": rule.backoff_factor,
+            "min_scale": rule.min_scale,
+            "max_scale": rule.max_scale,
+            "hysteresis": rule.hysteresis,
+            "dynamic": self.dynamic,
+        }
+
+    def _add_counter(self, name: str, value: int) -> keras.Variable:
+        return self.add_variable(
+            (), keras.initializers.Constant(value), dtype="int", name=name
+        )
+
+    @property
+    def _scale_is_one(self) -> bool:
+        """Known while tracing: then nothing is multiplied at all."""
+        return not self.dynamic and self.initial_scale == 1.0
+
+    def _scale(self):
+        # A fixed scale is the one it was made with, also after a checkpoint
+        # of a dynamic one was loaded into the variable.
+        if self.dynamic:
+            return ops.convert_to_tensor(self.dynamic_scale)
+        return ops.convert_to_tensor(self.initial_scale, dtype="float32")
+
+    @property
+    def _clip_norm(self) -> float | None:
+        """The global norm that is clipped to here, in the inner one's place."""
+        return keras_internals.global_clip_norm(self.inner_optimizer)
+
+    def _apply_if(self, finite, gradients, variables) -> None:
+        """Applies or skips, in replica context."""
+
+        def apply():
+            with self._inner_prepared() as frequencies:
+                self.inner_optimizer.apply(gradients, variables)
+            _overwrite_with_averages_every(frequencies)
+
+        tf.cond(finite, apply, lambda: None)
+
+    def _apply_if_everywhere(
+        self, strategy, finite, gradients, variables
+    ) -> None:
+        """Applies or skips, in cross-replica context."""
+
+        def apply():
+            with self._inner_prepared() as frequencies:
+                strategy.extended.call_for_each_replica(
+                    self.inner_optimizer.apply, args=(gradients, variables)
+                )
+            _overwrite_with_averages_every(frequencies)
+
+        # The gradients were reduced, so that every replica's flag is this one.
+        one_finite = strategy.experimental_local_results(finite)[0]
+        tf.cond(one_finite, apply, lambda: None)
+
+    @contextlib.contextmanager
+    def _inner_prepared(self) -> Iterator[_EmaFrequencies]:
+        """The inner optimizer as `apply` needs it; yields EMA frequencies."""
+        inner = self.inner_optimizer
+        with contextlib.ExitStack() as stack:
+            enter = stack.enter_context
+            enter(keras_internals.gradients_already_reduced(inner))
+            if self._clip_norm:
+                enter(keras_internals.gradients_already_clipped(inner))
+            enter(fused_updates(inner))
+            yield enter(keras_internals.average_overwrite_deferred(inner))
+
+    def _record(self, finite) -> None:
+        """Moves the scale and the counters, in replica context."""
+        variables = ScaleState(
+            scale=self.dynamic_scale,
+            clean_steps=self.step_counter,
+            tolerance=self.tolerance,
+            skipped_steps=self.skipped_steps,
+            consecutive_skips=self.consecutive_skips,
+        )
+        before = ScaleState(*map(ops.convert_to_tensor, variables))
+        if self.dynamic:
+            after = move_scale(before, finite, self.rule)
+        else:
+            after = count_step(before, finite)._replace(scale=self._scale())
+        for variable, value in zip(variables, after, strict=True):
+            variable.assign(value)
+
+
+def wrap_optimizer(
+    optimizer: keras.optimizers.Optimizer | str,
+    precision: str | None = None,
+    **options,
+) -> LossScaleOptimizer:
+    """Wraps an optimizer as the precision needs it.
+
+    The wrapper is there in every precision: a checkpoint has one layout, and
+    a step that is not finite is skipped, also in float32.
+
+    Args:
+        optimizer: a Keras optimizer, or its name.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16"; None asks
+            the global dtype policy.
+        **options: arguments of `LossScaleOptimizer`. They win over what the
+            precision suggests: dynamic scaling for mixed_float16, a fixed
+            scale of 1 otherwise.
+
+    Returns:
+        A `LossScaleOptimizer`.
+
+    Raises:
+        InputError: for an optimizer that scales the loss already.
+    """
+    policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
+    if policy.compute_dtype != "float16":
+        options = {"dynamic": False, "initial_scale": 1.0} | options
+    return LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
+
+
+def value_and_gradients(
+    loss_fn: Callable[[], tf.Tensor],
+    variables: Sequence[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+) -> tuple[tf.Tensor, list[gradients_lib.Gradient]]:
+    """The loss, and the scaled gradients that `optimizer.apply` expects.
+
+    For a `train_step` of your own; several optimizers with a scale each work
+    side by side:
+
+        loss, gradients = tfamp.value_and_gradients(loss_fn, weights, optimizer)
+        optimizer.apply(gradients, weights)
+
+    Args:
+        loss_fn: computes the loss, a scalar, from nothing.
+        variables: what to differentiate by.
+        optimizer: the optimizer whose scale applies.
+
+    Returns:
+        The loss in float32, not scaled, and one gradient per variable, scaled;
+        None where the loss does not depend on the variable.
+    """
+    with tf.GradientTape() as tape:
+        # 16 bits cannot hold a loss times 65536.
+        loss = tf.cast(loss_fn(), tf.float32)
+        scaled_loss = optimizer.scale_loss(loss)
+    sources = [
+        variable.value if isinstance(variable, keras.Variable) else variable
+        for variable in variables
+    ]
+    return loss, tape.gradient(scaled_loss, sources)
+
+
+def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:
+    for optimizer, frequency in frequencies:
+        tf.cond(
+            ops.equal(optimizer.iterations % frequency, 0),
+            functools.partial(_overwrite_and_constrain, optimizer),
+            lambda: None,
+        )
+
+
+def _overwrite_and_constrain(optimizer: keras.optimizers.Optimizer) -> None:
+    """As Keras does in training: an average may leave a constraint's bounds."""
+    _overwrite_with_averages(optimizer)
+    for variable, _ in keras_internals.moving_averages(optimizer):
+        if variable.constraint is not None:
+            value = tf.convert_to_tensor(variable.value)
+            variable.value.assign(variable.constraint(value))
+
+
+def _overwrite_with_averages(optimizer: keras.optimizers.Optimizer) -> None:
+    for variable, average in keras_internals.moving_averages(optimizer):
+        variable.value.assign(average.value)
+
+
+def _replicas() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync

@@ -1,0 +1,1 @@
+"""`fit` and `evaluate`: epochs, graph calls, data, callbacks, progress."""

@@ -1,0 +1,106 @@
+"""Many steps in one graph call."""
+
+import tensorflow as tf
+
+from tfamp.overflow.kept_step import KeptStep
+from tfamp.step.build import Logs, Step
+
+# Added to the steps of a call that an event ended.
+_EVENT = 2**30
+
+
+class Loop:
+    """Runs many steps in one graph call, with no Python between them.
+
+    Args:
+        step: what each replica runs on its share.
+        strategy: what it runs under.
+        eager: keeps TensorFlow from making a graph of it.
+        kept: watches training steps: a call ends early, right after a step
+            that was skipped or that moved a scale.
+
+    Attributes:
+        steps: steps done so far, by all calls.
+        has_event: whether `kept` saw something in the last step.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        strategy: tf.distribute.Strategy,
+        eager: bool = False,
+        kept: KeptStep | None = None,
+    ):
+        self.steps = 0
+        self.has_event = False
+        with tf.device("CPU:0"):
+            # Survives the error that ends a dataset in the middle of a call.
+            self._done = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+        self._logs: dict[str, tf.Variable] = {}
+
+        @tf.autograph.experimental.do_not_convert
+        def one_step(iterator) -> tf.Tensor | None:
+            share = iterator.get_next()
+            if kept is not None:
+                kept.keep(share)
+            logs = strategy.run(step, args=(share,))
+            has_event = None if kept is None else kept.has_event()
+            self._keep(strategy, logs)
+            rows = strategy.experimental_local_results(share.batch_rows)[0]
+            self._done.assign_add(tf.stack([tf.ones_like(rows), rows]))
+            return has_event
+
+        @tf.function(reduce_retracing=True)
+        @tf.autograph.experimental.do_not_convert
+        def many_steps(iterator, steps) -> tf.Tensor:
+            def body(i):
+                has_event = one_step(iterator)
+                if has_event is None:
+                    return i + 1
+                # Beyond any number of steps: it ends the loop.
+                return i + tf.where(has_event, 1 + _EVENT, 1)
+
+            # One at a time: where the data end, the step before is whole.
+            (end,) = tf.while_loop(
+                lambda i: i < steps, body, [0], parallel_iterations=1
+            )
+            return end
+
+        def many_steps_eagerly(iterator, steps) -> int:
+            for i in range(int(steps)):
+                if one_step(iterator):
+                    return i + 1 + _EVENT
+            return int(steps)
+
+        self._many_steps = many_steps_eagerly if eager else many_steps
+
+    @property
+    def examples(self) -> int:
+        """Rows of the global batches of all steps so far."""
+        return int(self._done.numpy()[1])
+
+    @property
+    def logs(self) -> dict[str, float]:
+        """What the last step returned: the mean over replicas."""
+        return {name: float(v.numpy()) for name, v in self._logs.items()}
+
+    def run(self, iterator, steps: int) -> bool:
+        """Runs that many steps, or up to an event; False where data ended."""
+        try:
+            end = int(self._many_steps(iterator, tf.constant(steps)))
+        except tf.errors.OutOfRangeError:
+            # The step before was no event, or the call had ended with it.
+            self.has_event = False
+            self.steps = int(self._done.numpy()[0])
+            return False
+        self.has_event = end > _EVENT
+        self.steps += end % _EVENT
+        return True
+
+    def _keep(self, strategy: tf.distribute.Strategy, logs: Logs) -> None:
+        for name, value in logs.items():
+            if name not in self._logs:
+                with tf.init_scope():
+                    self._logs[name] = tf.Variable(0.0, trainable=False)
+            value = strategy.reduce("MEAN", value, axis=None)
+            self._logs[name].assign(tf.cast(value, tf.float32))

@@ -1,0 +1,124 @@
+"""What `fit` and `evaluate` ask of their arguments.
+
+What is not met is an `InputError`, raised before anything is traced.
+"""
+
+import numbers
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfamp import keras_internals
+from tfamp.distribute.strategy import devices_of, static_rows
+from tfamp.errors import InputError
+
+
+def check_counts(counts: dict[str, int | None]) -> None:
+    for name, count in counts.items():
+        if count is None:
+            continue
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise InputError(
+                f"{name}={count!r} must be an integer of at least 1."
+            )
+
+
+def check_compiled(model: keras.Model) -> None:
+    if not model.compiled:
+        raise InputError(
+            f"Model {model.name!r} is not compiled; call model.compile(...)."
+        )
+
+
+def check_is_dataset(dataset: Any) -> None:
+    if not isinstance(dataset, tf.data.Dataset):
+        raise InputError(
+            f"Data of type {type(dataset).__name__}; expected a "
+            "tf.data.Dataset of batches, such as "
+            "tf.data.Dataset.from_tensor_slices((x, y)).batch(64)."
+        )
+
+
+def check_batches(
+    dataset: tf.data.Dataset,
+    strategy: tf.distribute.Strategy,
+    microbatches: int,
+) -> None:
+    check_is_dataset(dataset)
+    batch_size = static_rows(dataset.element_spec)
+    pieces = strategy.num_replicas_in_sync * microbatches
+    if batch_size is not None and batch_size % pieces:
+        raise InputError(
+            f"The batch size {batch_size} is not divisible by "
+            f"{strategy.num_replicas_in_sync} replicas times {microbatches} "
+            f"microbatches; use {max(batch_size // pieces, 1) * pieces}."
+        )
+
+
+def cardinality(dataset: tf.data.Dataset) -> int | None:
+    """Batches in the dataset, or None where TensorFlow cannot tell."""
+    if is_endless(dataset):
+        raise InputError(
+            "The dataset repeats without end; pass steps_per_epoch."
+        )
+    cardinality = int(dataset.cardinality().numpy())
+    return None if cardinality == tf.data.UNKNOWN_CARDINALITY else cardinality
+
+
+def is_endless(dataset: tf.data.Dataset) -> bool:
+    return int(dataset.cardinality().numpy()) == tf.data.INFINITE_CARDINALITY
+
+
+def check_can_accumulate(model: keras.Model) -> None:
+    for layer in keras_internals.all_layers(model):
+        if _synchronizes(layer, model.distribute_strategy):
+            raise InputError(
+                f"Layer {layer.path} synchronizes replicas, which no "
+                "microbatch can; use microbatches=1 or synchronized=False."
+            )
+    for loss in tf.nest.flatten(model.loss):
+        if getattr(loss, "reduction", None) == "sum":
+            raise InputError(
+                f"Loss {loss.name!r} sums over rows, which no mean over "
+                "microbatches equals; use reduction='sum_over_batch_size'."
+            )
+
+
+def resolve_jit(
+    jit: bool | str,
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    is_custom: bool,
+) -> bool:
+    if jit not in (True, False, "auto"):
+        raise InputError(f"jit={jit!r}; expected True, False or 'auto'.")
+    obstacle = None
+    if is_custom:
+        obstacle = f"{type(model).__name__} overrides train_step"
+    elif model.run_eagerly:
+        obstacle = "the model was compiled with run_eagerly=True"
+    else:
+        for layer in keras_internals.all_layers(model):
+            if not layer.supports_jit:
+                obstacle = f"layer {layer.path} does not support XLA"
+            elif _synchronizes(layer, strategy):
+                obstacle = f"layer {layer.path} synchronizes replicas"
+    if jit is True and obstacle:
+        raise InputError(f"jit=True, but {obstacle}; pass jit=False.")
+    if jit == "auto":
+        has_accelerator = any(
+            "GPU" in device or "TPU" in device
+            for device in devices_of(strategy)
+        )
+        return has_accelerator and not obstacle
+    return jit
+
+
+def _synchronizes(
+    layer: keras.layers.Layer, strategy: tf.distribute.Strategy
+) -> bool:
+    """Whether a pass reduces over replicas, as no inner graph may."""
+    return strategy.num_replicas_in_sync > 1 and getattr(
+        layer, "synchronized", False
+    )
