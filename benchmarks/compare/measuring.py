@@ -205,13 +205,20 @@ def _empty_record(plan):
 
 
 def _facts(plan, case, weights, folder) -> dict[str, int]:
-    """Weights for all, and what is counted of them, by another process."""
+    """Weights for all, and what is counted of them, by other processes."""
+    facts = _facts_of("keras", plan, case, weights, folder)
+    if plan.has_torch:
+        facts |= _facts_of("torch", plan, case, weights, folder)
+    return facts
+
+
+def _facts_of(framework, plan, case, weights, folder) -> dict[str, int]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    log = folder / f"{case.name}-facts.log"
+    log = folder / f"{case.name}-facts-{framework}.log"
     process = context.Process(
         target=sameness.run,
-        args=(case, weights, log, plan.has_torch, plan.threads, theirs),
+        args=(case, weights, log, framework, plan.threads, theirs),
     )
     process.start()
     theirs.close()

@@ -28,16 +28,21 @@ def run(
     case: Case,
     weights: pathlib.Path,
     log: pathlib.Path,
-    has_torch: bool,
+    framework: str,
     threads: int,
     connection: Connection,
 ) -> None:
-    """A process that counts, and writes the weights to begin with."""
+    """A process that counts; that of Keras writes the weights to begin with.
+
+    One for each framework: TensorFlow and a PyTorch for GPUs bring an LLVM
+    each, and two in one process end it.
+    """
     settle(log, threads)
-    facts = keras_facts(case, weights)
-    if has_torch:
-        facts |= torch_facts(case)
-    connection.send(facts)
+    connection.send(
+        torch_facts(case)
+        if framework == "torch"
+        else keras_facts(case, weights)
+    )
 
 
 def keras_facts(case: Case, weights: pathlib.Path) -> dict[str, int]:
