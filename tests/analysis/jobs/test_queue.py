@@ -142,6 +142,28 @@ def test_a_result_of_another_command_is_refused_before_anything_runs(
     assert ran() == ["a"]
 
 
+def test_a_result_of_0_1_0_counts_under_the_former_name_of_its_module(
+    make_job, ran
+):
+    job = dataclasses.replace(
+        make_job("a"), arguments=("-m", "tfamp.analysis.parity.run", "x")
+    )
+    job.result.parent.mkdir(parents=True)
+    job.result.write_text('{"seed": 3}')
+    job.result.with_suffix(".command.json").write_text(
+        json.dumps(
+            {
+                "schema": "tfamp.job/1",
+                "arguments": ["-m", "tfamp.analysis.parity_run", "x"],
+                "depends_on": dict(job.depends_on),
+                "seconds": 1.0,
+            }
+        )
+    )
+    assert run_jobs([job]) == [{"seed": 3}]
+    assert ran() == []
+
+
 def test_a_file_that_no_job_wrote_is_not_taken_for_a_result(make_job):
     job = make_job("a")
     job.result.parent.mkdir()
