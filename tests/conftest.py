@@ -23,6 +23,37 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOAT32_ROUNDING = {"rtol": 2e-5, "atol": 2e-6}
 
 
+def mostly_long(cases, *, always):
+    """Cases for `parametrize`: those not in `always` are marked `long`."""
+    cases = list(cases)
+    missing = [case for case in always if case not in cases]
+    if missing:
+        raise ValueError(f"{missing} are no cases of {cases}")
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if case in always else pytest.mark.long,
+        )
+        for case in cases
+    ]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="also run the tests marked `long`",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="long: run with --long")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)
+
+
 def pytest_configure(config):
     # A shell starts what it puts in the background without Ctrl-C, and so
     # would be the processes that tests interrupt.

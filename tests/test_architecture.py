@@ -103,14 +103,15 @@ INSIDE = sorted(
 )
 
 
-@pytest.mark.parametrize("module", INSIDE)
-def test_a_package_imports_only_what_is_below_it(module):
-    own = package_of(module)
-    allowed = ORDER[: ORDER.index(own) + 1]
-    above = {
-        name for name in imports_of(module) if package_of(name) not in allowed
-    }
-    assert not above
+def test_a_package_imports_only_what_is_below_it():
+    floor = {package: i for i, package in enumerate(ORDER)}
+    upward = [
+        (module, name)
+        for module in INSIDE
+        for name in imports_of(module)
+        if floor[package_of(name)] > floor[package_of(module)]
+    ]
+    assert not upward
 
 
 def test_no_two_modules_need_each_other():
@@ -126,37 +127,46 @@ def test_no_two_modules_need_each_other():
     assert not graph
 
 
-@pytest.mark.parametrize("module", INSIDE)
-def test_a_module_does_not_repeat_the_name_of_its_folder(module):
-    if NAMES[module].name != "__init__.py":
-        *_, folder, name = module.split(".")
-        assert folder.rstrip("s") not in name
-
-
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_the_library_imports_no_recipe(path):
-    imported = list(imported_modules(path))
-    assert not [name for name in imported if name.startswith("recipes")]
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda p: p.stem
-)
-def test_tests_lie_beside_what_they_test(path):
-    folder = path.parent.relative_to(ROOT / "tests")
-    assert (
-        any((root / folder).is_dir() for root in (ROOT / "tfamp", ROOT))
-        or folder.name == "notebooks"
-    )
-
-
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_private_names_of_keras_are_touched_in_one_place(path):
-    if path.stem == "keras_internals":
-        return
-    assert not [
-        name for name in imported_modules(path) if name.startswith("keras.src")
+def test_a_module_does_not_repeat_the_name_of_its_folder():
+    repeating = [
+        path
+        for path in MODULES
+        if path.parent.name != "tfamp"
+        and path.parent.name.rstrip("s") in path.stem
     ]
+    assert not repeating
+
+
+def test_the_library_imports_no_recipe():
+    assert not [
+        path
+        for path in MODULES
+        if any(name.startswith("recipes") for name in imported_modules(path))
+    ]
+
+
+def test_tests_lie_beside_what_they_test():
+    folders = {
+        path.parent.relative_to(ROOT / "tests")
+        for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    # The notebooks' sources are in colab.
+    folders.discard(pathlib.Path("notebooks"))
+    astray = [
+        folder
+        for folder in folders
+        if not any((root / folder).is_dir() for root in (ROOT / "tfamp", ROOT))
+    ]
+    assert not astray
+
+
+def test_private_names_of_keras_are_touched_in_one_place():
+    touching = {
+        path.stem
+        for path in MODULES
+        if any(n.startswith("keras.src") for n in imported_modules(path))
+    }
+    assert touching == {"keras_internals"}
 
 
 @pytest.mark.parametrize("name", tfamp.__all__)

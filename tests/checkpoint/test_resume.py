@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
+from tests.conftest import mostly_long
 from tests.resumable_run import (
     BATCH,
     ROWS,
@@ -101,12 +102,13 @@ def never_stopped(tmp_path_factory):
     return job.result()
 
 
-def test_a_run_killed_ten_times_ends_with_the_same_bits(
-    never_stopped, tmp_path
+@pytest.mark.parametrize("kills", mostly_long((4, 10), always=[4]))
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(
+    never_stopped, tmp_path, kills
 ):
     job = Program(tmp_path)
     generator = random.Random(0)
-    for kill in range(10):
+    for kill in range(kills):
         before = job.names()
         job.start()
         if kill % 2:

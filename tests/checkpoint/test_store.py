@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
+from tests.conftest import mostly_long
 from tests.resumable_run import (
     assert_same_bits,
     build_model,
@@ -389,11 +390,12 @@ class TestRetention:
             checkpoints.save(Position(1), {"mae": 1.0, "loss": 2.0})
 
 
-def test_copies_of_a_save_cut_anywhere_fall_back(tmp_path):
+@pytest.mark.parametrize("copies", mostly_long((3, 20), always=[3]))
+def test_copies_of_a_save_cut_anywhere_fall_back(tmp_path, copies):
     """What a kill or a full disk can leave of the newest, at many places."""
     model, _ = saved_run(tmp_path / "whole")
     generator = random.Random(1)
-    for _ in range(20):
+    for _ in range(copies):
         copy = tmp_path / "copy"
         shutil.copytree(tmp_path / "whole", copy)
         data, index = files_of(copy, 2)

@@ -21,7 +21,7 @@ import pytest
 
 import tfamp
 from tests import multi_worker_program as program
-from tests.conftest import FLOAT32_ROUNDING, ROOT
+from tests.conftest import FLOAT32_ROUNDING, ROOT, mostly_long
 from tests.overflow import test_blame
 from tests.training import test_matrix
 from tfamp.distribute.launch import reserve_ports, worker_environments
@@ -41,12 +41,11 @@ OTHER_PIECES = {"rtol": 0, "atol": 2e-3}
 # Beyond the stated time, for the process to end on a busy machine.
 MARGIN_SECONDS = 10
 
+# Jobs, by how many workers they have and whether they are long.
 SCENARIOS = {
-    2: (
-        *("small", "evaluation", "overflow", "blame", "stop", "files"),
-        *("recipe", "matrix", "resumable"),
-    ),
-    3: ("small", "evaluation", "recipe"),
+    (2, False): ("small", "evaluation", "overflow", "blame", "stop", "files"),
+    (2, True): ("recipe", "matrix", "resumable"),
+    (3, True): ("small", "evaluation", "recipe"),
 }
 
 
@@ -140,19 +139,28 @@ def job(tmp_path_factory):
     """The results of a scenario on so many workers, which start once."""
 
     @functools.cache
-    def start(workers):
+    def start_all(workers, long):
         folder = tmp_path_factory.mktemp(f"workers-{workers}")
-        return folder, run_job(workers, folder, *SCENARIOS[workers])
+        scenarios = SCENARIOS[workers, long]
+        return folder, run_job(workers, folder, *scenarios)
+
+    def start(workers, scenario):
+        (long,) = (
+            long
+            for (count, long), scenarios in SCENARIOS.items()
+            if count == workers and scenario in scenarios
+        )
+        return start_all(workers, long)
 
     def results(workers, scenario):
-        folder, ended = start(workers)
+        folder, ended = start(workers, scenario)
         return results_of(folder, scenario, ended)
 
     results.start = start
     return results
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", mostly_long((2, 3), always=[2]))
 def test_workers_train_a_small_model_as_one_process_does(job, workers):
     """In as many microbatches, and the whole batch at once.
 
@@ -175,6 +183,7 @@ def test_workers_train_a_small_model_as_one_process_does(job, workers):
             )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_train_the_image_recipe_as_one_process_does(job, workers):
     """In as many microbatches: batch normalization sees the same pieces.
@@ -196,7 +205,7 @@ def test_workers_train_the_image_recipe_as_one_process_does(job, workers):
     assert np.isclose(ours, theirs, **FLOAT32_ROUNDING).mean() > 0.99
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", mostly_long((2, 3), always=[2]))
 def test_each_example_counts_once_in_uneven_last_batches(job, workers):
     results = job(workers, "evaluation")
 
@@ -268,7 +277,7 @@ def test_a_callback_on_one_worker_stops_all(job, callback, epochs, steps):
 def test_the_chief_alone_writes_files_and_reports(job):
     job(2, "files")
 
-    folder, ended = job.start(2)
+    folder, ended = job.start(2, "files")
     written = {path.name for path in (folder / "files-0").iterdir()}
     assert written == {"log.csv", "model.keras", "run"}
     run = {path.name for path in (folder / "files-0" / "run").iterdir()}
@@ -282,6 +291,7 @@ def test_the_chief_alone_writes_files_and_reports(job):
     assert not other
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("index", "combination"),
     [
@@ -301,6 +311,7 @@ def steps_of(end):
     return [int(n) for n in re.findall(r"^step (\d+)$", end.output, re.M)]
 
 
+@pytest.mark.long
 def test_an_interrupted_job_ends_as_one_that_was_not(job, tmp_path):
     def start(number, worker, epoch):
         what = {"number": number, "worker": worker, "epoch": epoch}

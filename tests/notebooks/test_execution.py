@@ -11,8 +11,8 @@ import pytest
 import traitlets.config
 
 from colab import generate
+from tests.conftest import ROOT, mostly_long
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 # Of a processor: what else the machine does meanwhile does not count.
 SECONDS = 180
 # In which a cell must have answered, on any machine.
@@ -105,7 +105,19 @@ def problems(path, kernel_environment):
     ]
 
 
-@pytest.mark.parametrize("path", generate.sources(), ids=lambda path: path.stem)
+# Two that start no process of their own.
+QUICK = [
+    path
+    for path in generate.sources()
+    if path.stem in ("number_formats", "quickstart_gpu")
+]
+
+
+@pytest.mark.parametrize(
+    "path",
+    mostly_long(generate.sources(), always=QUICK),
+    ids=lambda path: path.stem,
+)
 def test_runs_without_error_or_warning_and_leaves_no_process(
     path, kernel_environment
 ):

@@ -1,11 +1,14 @@
 """Overflow on one replica: every replica skips, whichever loop trains."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfamp
+from tests.conftest import mostly_long
 
 ROWS = 8
 SCALE = 2.0**16
@@ -113,13 +116,24 @@ def counters(optimizer):
 
 
 @pytest.mark.parametrize(
-    "loop", [with_stock_fit, with_tfamp_fit, with_hand_written_loop]
+    ("replicas", "loop"),
+    mostly_long(
+        itertools.product(
+            (1, 2, 4), (with_stock_fit, with_tfamp_fit, with_hand_written_loop)
+        ),
+        always=[
+            (2, with_stock_fit),
+            (2, with_tfamp_fit),
+            (2, with_hand_written_loop),
+        ],
+    ),
 )
-def test_overflow_on_any_replica_skips_the_step_everywhere(strategy, loop):
-    model = build(strategy)
+def test_overflow_on_any_replica_skips_the_step_everywhere(
+    mirrored, replicas, loop
+):
+    model = build(mirrored(replicas))
     optimizer = model.optimizer
     train = loop(model)
-    replicas = strategy.num_replicas_in_sync
     train(batch())
     assert counters(optimizer) == (SCALE, 0, 0, 1)
 
@@ -141,8 +155,9 @@ def test_overflow_on_any_replica_skips_the_step_everywhere(strategy, loop):
         assert (after[kernel][0] != before[kernel][0]).any()
 
 
-def test_overflow_on_all_replicas_counts_once(strategy):
-    model = build(strategy)
+@pytest.mark.parametrize("replicas", mostly_long((1, 2, 4), always=[4]))
+def test_overflow_on_all_replicas_counts_once(mirrored, replicas):
+    model = build(mirrored(replicas))
     train = with_tfamp_fit(model)
 
     train(batch(poisoned_rows=range(ROWS)))

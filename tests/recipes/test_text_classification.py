@@ -97,6 +97,7 @@ def test_both_phases_train_in_float32(finished_run):
     check_metrics(metrics, "float32")
 
 
+@pytest.mark.long
 def test_both_phases_train_in_float16_on_two_replicas(config):
     config = dataclasses.replace(
         config, precision="mixed_float16", num_devices=2
@@ -120,6 +121,7 @@ def test_both_phases_train_in_bfloat16_and_beat_the_most_frequent_class(config):
     assert metrics["accuracy"] > majority + 0.15
 
 
+@pytest.mark.long
 def test_a_run_killed_in_either_phase_goes_on_there_and_ends_the_same(
     finished_run, tmp_path
 ):

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import FLOAT32_ROUNDING
+from tests.conftest import FLOAT32_ROUNDING, mostly_long
 
 ROWS, BATCH = 48, 8
 STEPS = ROWS // BATCH
@@ -93,9 +93,20 @@ def reference():
     return train(strategy, "float32", False, 1, 1)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
 @pytest.mark.parametrize(
-    ("precision", "jit", "microbatches", "steps_per_loop"), COMBINATIONS
+    ("num_devices", "precision", "jit", "microbatches", "steps_per_loop"),
+    mostly_long(
+        [(n, *each) for n in (1, 2) for each in COMBINATIONS],
+        # Each two choices that can disturb one another meet once.
+        always=[
+            (1, "float32", True, 1, 3),
+            (1, "mixed_bfloat16", False, 2, 1),
+            (1, "mixed_float16", False, 1, 1),
+            (2, "float32", False, 2, 3),
+            (2, "mixed_bfloat16", False, 1, 3),
+            (2, "mixed_float16", True, 2, 1),
+        ],
+    ),
 )
 def test_every_combination_trains_as_float32_on_one_device(
     mirrored,

@@ -1,12 +1,14 @@
 """fit computes the same numbers, however the work is split."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import FLOAT32_ROUNDING
+from tests.conftest import FLOAT32_ROUNDING, mostly_long
 
 STEPS = 20
 BATCH = 16
@@ -77,18 +79,30 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize(
-    ("microbatches", "steps_per_loop", "jit"),
-    [
-        *[(1, 1, False), (1, 7, False), (2, 1, False), (4, 7, False)],
+    ("replicas", "microbatches", "steps_per_loop", "jit"),
+    mostly_long(
+        [
+            (replicas, *split)
+            for replicas in (1, 2, 4)
+            for split in (
+                *[(1, 1, False), (1, 7, False), (2, 1, False), (4, 7, False)],
+                *[(1, 7, True), (2, 1, True), (4, 7, True)],
+            )
+        ],
         # XLA compiles once per replica, which takes its time on a CPU.
-        *[(1, 7, True), (2, 1, True), (4, 7, True)],
-    ],
+        always=[
+            (1, 4, 7, False),
+            (1, 2, 1, True),
+            (2, 1, 7, False),
+            (4, 2, 1, False),
+        ],
+    ),
 )
 def test_weights_are_the_same_however_a_batch_is_split(
-    strategy, microbatches, steps_per_loop, jit, expected
+    mirrored, replicas, microbatches, steps_per_loop, jit, expected
 ):
     actual = train(
-        strategy,
+        mirrored(replicas),
         data(),
         microbatches=microbatches,
         jit=jit,
@@ -97,14 +111,19 @@ def test_weights_are_the_same_however_a_batch_is_split(
     assert_same(actual, expected)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("last_rows", [1, 3, 13])
+@pytest.mark.parametrize(
+    ("replicas", "microbatches", "last_rows"),
+    mostly_long(
+        itertools.product((1, 2, 4), (1, 2), (1, 3, 13)),
+        always=[(1, 2, 1), (2, 2, 13), (4, 1, 3)],
+    ),
+)
 def test_partial_last_batch_is_trained_on_whole(
-    strategy, mirrored, microbatches, last_rows
+    mirrored, replicas, microbatches, last_rows
 ):
     dataset = data(3 * BATCH + last_rows, drop_remainder=False)
 
-    actual = train(strategy, dataset, microbatches=microbatches)
+    actual = train(mirrored(replicas), dataset, microbatches=microbatches)
 
     one_by_one = train(mirrored(1), dataset)
     assert_same(actual, one_by_one)
