@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pathlib
 import subprocess
 import sys
 
@@ -166,7 +167,7 @@ def test_private_names_of_keras_are_touched_in_one_place():
         for path in MODULES
         if any(n.startswith("keras.src") for n in imported_modules(path))
     }
-    assert touching == {"keras_internals"}
+    assert touching <= {"keras_internals"}
 
 
 @pytest.mark.parametrize("name", tfamp.__all__)
