@@ -1,10 +1,13 @@
 """Names of strategies, and each replica's share of the data."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfamp
+from tests.conftest import mostly_long
 from tfamp.distribute import strategy as strategy_lib
 
 
@@ -66,8 +69,13 @@ def shares(strategy, dataset):
         sizes.append(int(strategy.experimental_local_results(batch_rows)[0]))
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8, 11])
-@pytest.mark.parametrize("batch_size", [1, 4, 5])
+@pytest.mark.parametrize(
+    ("rows", "batch_size"),
+    mostly_long(
+        itertools.product((1, 3, 8, 11), (1, 4, 5)),
+        always=[(1, 4), (8, 4), (11, 5), (3, 1)],
+    ),
+)
 def test_every_row_is_one_replicas_and_counts_once(strategy, rows, batch_size):
     dataset = tf.data.Dataset.range(rows).batch(batch_size)
     pieces, sizes = shares(strategy, dataset)

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
+from tests.conftest import mostly_long
 from tfamp import keras_internals
 from tfamp.training.callbacks import ScaleTimeline
 
@@ -171,7 +172,10 @@ def test_what_overflowed_first_is_named_with_its_replica(planted, index):
     assert ("normal" in lines[index]) == (expected.at_fault == "scale")
 
 
-@pytest.mark.parametrize(("microbatches", "jit"), [(2, False), (1, True)])
+@pytest.mark.parametrize(
+    ("microbatches", "jit"),
+    mostly_long([(2, False), (1, True)], always=[(2, False)]),
+)
 def test_pieces_and_xla_do_not_hide_it(mirrored, events, microbatches, jit):
     plants = [
         plant(7, FORWARD, 2, "forward", ""),
@@ -361,7 +365,10 @@ def train(make, strategy, **options):
 
 @pytest.mark.parametrize(
     ("make", "replicas", "steps_per_loop", "microbatches"),
-    [(stateful, 1, 7, 1), (stateful, 2, 1, 2), (averaged, 2, 7, 1)],
+    mostly_long(
+        [(stateful, 1, 7, 1), (stateful, 2, 1, 2), (averaged, 2, 7, 1)],
+        always=[(stateful, 2, 1, 2)],
+    ),
 )
 def test_blaming_changes_no_number_of_the_training(
     mirrored, warnings_of_absl, make, replicas, steps_per_loop, microbatches

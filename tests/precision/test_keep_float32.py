@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from tests import matmul_dtypes
+from tests.conftest import mostly_long
 from tfamp.errors import InputError
 from tfamp.precision.keep_float32 import keep_float32
 
@@ -60,9 +62,18 @@ def product_dtypes(function, *args):
     }
 
 
-@pytest.mark.parametrize("reloaded", [False, True], ids=["", "reloaded"])
 @pytest.mark.parametrize(
-    "build", [matmul_dtypes.small_resnet, matmul_dtypes.small_transformer]
+    ("build", "reloaded"),
+    mostly_long(
+        itertools.product(
+            (matmul_dtypes.small_resnet, matmul_dtypes.small_transformer),
+            (False, True),
+        ),
+        always=[
+            (matmul_dtypes.small_resnet, False),
+            (matmul_dtypes.small_transformer, True),
+        ],
+    ),
 )
 def test_products_run_in_16_bits_and_softmax_norms_and_loss_in_float32(
     build, precision, reloaded, tmp_path
