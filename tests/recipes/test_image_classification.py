@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 import tfamp
 from recipes import image_classification as recipe
 from recipes.data import loading
+from tests.conftest import mostly_long
 from tfamp.precision.policy import PRECISIONS
 
 
@@ -37,8 +39,13 @@ def first_batches(config, count=1):
     return [tuple(t.numpy() for t in batch) for batch in train.take(count)]
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("precision", "num_devices"),
+    mostly_long(
+        itertools.product(PRECISIONS, (1, 2)),
+        always=[("float32", 1), ("mixed_float16", 2)],
+    ),
+)
 def test_two_steps_train_in_every_precision_on_one_and_two_replicas(
     config, tiny_model, precision, num_devices
 ):

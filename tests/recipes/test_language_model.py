@@ -18,6 +18,7 @@ import tfamp
 from recipes import generation, transformer
 from recipes import language_model as recipe
 from tests import matmul_dtypes
+from tests.conftest import mostly_long
 from tfamp.saving import load
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -51,7 +52,10 @@ def bytes_of(rows, length=16, seed=0):
 
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
-    [("float32", 1), ("mixed_bfloat16", 1), ("mixed_float16", 2)],
+    mostly_long(
+        [("float32", 1), ("mixed_bfloat16", 1), ("mixed_float16", 2)],
+        always=[("mixed_bfloat16", 1)],
+    ),
 )
 def test_two_steps_train_in_every_precision_and_on_two_replicas(
     config, precision, num_devices
@@ -399,6 +403,7 @@ def test_a_text_too_short_for_a_batch_is_bad_input(topics_dir, capsys):
     assert "batch_size=100000 exceeds" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_two_workers_with_microbatches_and_16_bit_reduction_train_as_one(
     topics_dir, tmp_path, config
 ):

@@ -12,6 +12,7 @@ from recipes import ctc
 from recipes import line_recognition as recipe
 from recipes.data.glyphs import Glyphs
 from recipes.data.lines import LineShape, compose, fit_glyphs
+from tests.conftest import mostly_long
 from tests.recipes.published_data import write_metadata
 
 
@@ -73,7 +74,10 @@ def logits_of(paths, num_classes=5):
 
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
-    [("mixed_bfloat16", 1), ("mixed_float16", 1), ("mixed_float16", 2)],
+    mostly_long(
+        [("mixed_bfloat16", 1), ("mixed_float16", 1), ("mixed_float16", 2)],
+        always=[("mixed_float16", 1)],
+    ),
 )
 def test_steps_leave_out_lines_that_are_too_short(
     config, precision, num_devices

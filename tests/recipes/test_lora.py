@@ -16,6 +16,7 @@ from recipes import language_model, low_rank, low_rank_file
 from recipes import lora as recipe
 from recipes.data import text
 from recipes.int8_dense import Int8Dense
+from tests.conftest import mostly_long
 from tests.resumable_run import StopAfter, Stopped, assert_same_bits
 from tfamp import keras_internals
 from tfamp.checkpoint.frozen import frozen_weights
@@ -82,12 +83,15 @@ def with_updates(model, size=0.3):
 
 @pytest.mark.parametrize(
     ("precision", "base_dtype", "num_devices"),
-    [
-        ("float32", "compute", 1),
-        ("mixed_bfloat16", "compute", 1),
-        ("mixed_float16", "compute", 2),
-        ("mixed_float16", "int8", 1),
-    ],
+    mostly_long(
+        [
+            ("float32", "compute", 1),
+            ("mixed_bfloat16", "compute", 1),
+            ("mixed_float16", "compute", 2),
+            ("mixed_float16", "int8", 1),
+        ],
+        always=[("mixed_bfloat16", "compute", 1), ("mixed_float16", "int8", 1)],
+    ),
 )
 def test_only_low_rank_weights_train_and_the_base_keeps_its_bits(
     config, precision, base_dtype, num_devices

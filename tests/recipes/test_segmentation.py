@@ -10,6 +10,7 @@ import tfamp
 from recipes import segmentation as recipe
 from recipes.data.glyphs import Glyphs, read_glyphs
 from recipes.data.scenes import compose
+from tests.conftest import mostly_long
 from tests.recipes.published_data import write_metadata
 from tfamp.precision.policy import PRECISIONS
 
@@ -38,7 +39,10 @@ def one_square(label):
 
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
-    [*((precision, 1) for precision in PRECISIONS), ("mixed_float16", 2)],
+    mostly_long(
+        [*((precision, 1) for precision in PRECISIONS), ("mixed_float16", 2)],
+        always=[("mixed_bfloat16", 1)],
+    ),
 )
 def test_two_steps_train_in_every_precision_and_on_two_replicas(
     config, precision, num_devices
