@@ -85,6 +85,7 @@ def updates_as(
     """Whether it updates and decays a variable by the methods of that class."""
     return all(
         getattr(type(optimizer), name) is getattr(cls, name)
+        and name not in vars(optimizer)
         for name in ("update_step", "_apply_weight_decay", "_use_weight_decay")
     )
 
@@ -213,13 +214,10 @@ def additional_losses_in_float32(model: keras.Model) -> Iterator[None]:
         dtype = keras.backend.result_type(loss.dtype, "float32")
         return aggregate(keras.ops.cast(loss, dtype))
 
-    object.__setattr__(
-        model, "_aggregate_additional_loss", aggregate_in_float32
-    )
-    try:
+    with _methods_replaced(
+        model, _aggregate_additional_loss=aggregate_in_float32
+    ):
         yield
-    finally:
-        object.__delattr__(model, "_aggregate_additional_loss")
 
 
 @contextlib.contextmanager
@@ -402,10 +400,17 @@ def dtype_policy_replaced(
 
 @contextlib.contextmanager
 def _methods_replaced(instance: Any, **methods: Callable) -> Iterator[None]:
+    # A method that a user set on the instance is put back.
+    own = {
+        name: vars(instance)[name] for name in methods.keys() & vars(instance)
+    }
     for name, method in methods.items():
         object.__setattr__(instance, name, method)
     try:
         yield
     finally:
         for name in methods:
-            object.__delattr__(instance, name)
+            if name in own:
+                object.__setattr__(instance, name, own[name])
+            else:
+                object.__delattr__(instance, name)

@@ -120,12 +120,23 @@ def test_one_bad_value_anywhere_is_found(bad):
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_one_bad_value_among_a_million_is_found(bad):
-    large = tf.fill([2**20], 1e25)
-    # Its squares overflow, and it is finite.
+    large = tf.fill([2**20], 1e15)
     assert bool(is_finite([large]))
     last = tf.constant([bad])
     assert not bool(is_finite([large, last]))
     assert not bool(is_finite([tf.concat([tf.zeros([2**20]), last], 0)]))
+
+
+def test_a_gradient_whose_square_overflows_counts_as_infinite():
+    assert bool(is_finite([tf.constant([1.8e19])]))
+    assert not bool(is_finite([tf.constant([1.9e19])]))
+    # Each square is finite, and their sum is not.
+    assert not bool(is_finite([tf.fill([4], 1e19)]))
+    # It is the true gradient's, too: 2.0**62 times 16 is beyond 1.8e19.
+    scaled = [tf.constant([2.0**62])]
+    for scale, expected in ((1.0, True), (2.0**-4, False)):
+        finite, _ = gradients.unscale(scaled, [False], tf.constant(scale))
+        assert bool(finite) is expected
 
 
 def test_no_gradients_are_finite():

@@ -304,7 +304,14 @@ def test_every_precision_has_one_layout_of_variables():
         ({"backoff_factor": 2.0}, "backoff_factor=2.0 must be below 1"),
         ({"initial_scale": 2.0**30}, "must lie between"),
         ({"dynamic_growth_steps": 0}, "dynamic_growth_steps=0"),
+        ({"dynamic_growth_steps": 1.5}, "dynamic_growth_steps=1.5"),
         ({"hysteresis": 0}, "hysteresis=0"),
+        ({"hysteresis": 2.5}, "hysteresis=2.5 must be a whole number"),
+        ({"max_scale": 2.0**127}, "no normal reciprocal"),
+        (
+            {"initial_scale": 2.0**127, "dynamic": False},
+            "no normal reciprocal",
+        ),
     ],
 )
 def test_rules_that_cannot_work_are_refused(options, message):

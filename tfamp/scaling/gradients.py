@@ -11,9 +11,6 @@ import tensorflow as tf
 
 Gradient = tf.Tensor | tf.IndexedSlices | None
 
-# Values from which on a pass over memory takes longer than a branch.
-_LARGE = 2**20
-
 
 def all_reduce(
     gradients: Sequence[Gradient],
@@ -84,8 +81,9 @@ def unscale(
             None for no limit.
 
     Returns:
-        Whether the step can be applied: a boolean scalar. It needs every value
-        to be finite and, where gradients are clipped, their norm too.
+        Whether the step can be applied: a boolean scalar. It needs the sum of
+        the squares of all values to be finite in float32, which optimizers and
+        clipping compute: a gradient of 1.8e19 and more is skipped as inf is.
         And the true gradients, float32 where anything was multiplied.
     """
     scaled = [
@@ -98,12 +96,11 @@ def unscale(
     ]
     # The reciprocal of a power of two is exact.
     factor = None if scale is None else 1.0 / scale
-    if clip_norm is None:
-        finite = _all_finite(scaled)
-    else:
-        squares = _sum_of_squares(scaled)
-        finite = tf.math.is_finite(squares)
-        norm = tf.sqrt(squares) if scale is None else tf.sqrt(squares) * factor
+    squares = _sum_of_squares(scaled)
+    norm = tf.sqrt(squares) if scale is None else tf.sqrt(squares) * factor
+    # Optimizers square the true gradient: a scale below 1 makes it larger.
+    finite = tf.math.is_finite(squares if scale is None else squares + norm**2)
+    if clip_norm is not None:
         clip = clip_norm / tf.maximum(norm, clip_norm)
         factor = clip if factor is None else factor * clip
     if any(overwrites):
@@ -156,23 +153,6 @@ def _sum_of_squares(gradients: Sequence[Gradient]) -> tf.Tensor:
         if each is not None
     ]
     return 2.0 * tf.add_n(halves) if halves else tf.constant(0.0)
-
-
-def _all_finite(gradients: Sequence[Gradient]) -> tf.Tensor:
-    sizes = [
-        _values(each).shape.num_elements()
-        for each in gradients
-        if each is not None
-    ]
-    if None not in sizes and sum(sizes) < _LARGE:
-        return _each_is_finite(gradients)
-    # A sum of squares takes one pass and no memory. A square overflows from
-    # 1.8e19 on, and a gradient need not: only then each is looked at.
-    return tf.cond(
-        tf.math.is_finite(_sum_of_squares(gradients)),
-        lambda: tf.constant(True),
-        lambda: _each_is_finite(gradients),
-    )
 
 
 def _each_is_finite(gradients: Sequence[Gradient]) -> tf.Tensor:

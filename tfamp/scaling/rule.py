@@ -8,6 +8,9 @@ from keras import ops
 
 from tfamp.errors import InputError
 
+# From 2**127 on its reciprocal is subnormal in float32, and flushed to zero.
+LARGEST_SCALE = 2.0**126
+
 
 class ScaleRule(NamedTuple):
     """How a dynamic scale moves; all factors and bounds are powers of two."""
@@ -84,6 +87,12 @@ def move_scale(state: ScaleState, finite, rule: ScaleRule) -> ScaleState:
 
 def check_rule(initial_scale: float, rule: ScaleRule, dynamic: bool) -> None:
     """Raises `InputError` for a rule that cannot work or is not exact."""
+    largest = max(initial_scale, rule.max_scale if dynamic else 0.0)
+    if LARGEST_SCALE < largest < math.inf:
+        raise InputError(
+            f"A loss scale of {largest:g} has no normal reciprocal in float32, "
+            "which gradients are multiplied by; use at most 2.0**126."
+        )
     for name, value in {
         "initial_scale": initial_scale,
         "growth_factor": rule.growth_factor,
@@ -113,5 +122,7 @@ def check_rule(initial_scale: float, rule: ScaleRule, dynamic: bool) -> None:
         "dynamic_growth_steps": rule.growth_steps,
         "hysteresis": rule.hysteresis,
     }.items():
-        if value < 1:
-            raise InputError(f"{name}={value} must be at least 1.")
+        if value < 1 or value != int(value):
+            raise InputError(
+                f"{name}={value} must be a whole number of at least 1."
+            )
