@@ -152,7 +152,7 @@ def _run(train, config_class, argv):
     try:
         flags_help, config = parse_flags(config_class, argv[1:])
     except InputError as error:
-        return _report(*describe_exit(error))
+        return _report(_one_line(str(error)), _EXIT_BAD_INPUT)
     if config is None:
         print(_help(train, argv[0], flags_help))
         return 0
@@ -218,7 +218,7 @@ def _import_file(name):
     # annotation is looked up through `sys.modules`, so it must be there.
     module_name = f"tfamp_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise InputError(f"Recipe {name!r} is no Python file; expected .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module

@@ -18,6 +18,7 @@ only tries whether a batch of N rows fits: status 71 says that it does not.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -78,7 +79,7 @@ def run_config(
         InputError: a setting does not fit.
     """
     own = {"precision": precision, "output_dir": "", "checkpoint_dir": ""}
-    fields = config_class.__dataclass_fields__
+    fields = {field.name for field in dataclasses.fields(config_class)}
     own = {name: text for name, text in own.items() if name in fields}
     return configure(config_class, {**settings, **own})
 
@@ -203,7 +204,7 @@ def _flops(model, feed) -> dict[str, Any]:
 def _watch_memory(limit: int) -> None:
     from tfamp.analysis.bench.memory import resident_bytes
 
-    while resident_bytes() <= limit:
+    while (resident_bytes() or 0) <= limit:
         time.sleep(1 / _LOOKS_PER_SECOND)
     _say(f"out of memory: more than {limit / 2**30:g} GiB", OUT_OF_MEMORY)
     sys.stderr.flush()

@@ -21,7 +21,7 @@ from tfamp.analysis.lint.ops import MOVES
 from tfamp.analysis.probe import histogram
 from tfamp.errors import InputError
 from tfamp.precision.layer_paths import walk
-from tfamp.scaling.gradients import Gradient
+from tfamp.scaling.gradients import Present
 
 Kind = Literal["activation", "activation_gradient", "gradient"]
 
@@ -118,7 +118,7 @@ class Recording:
             seen.add(operation.name)
 
     def add(
-        self, name: TensorName, values: Gradient, factor: tf.Tensor | None
+        self, name: TensorName, values: Present, factor: tf.Tensor | None
     ) -> None:
         if isinstance(values, tf.IndexedSlices):
             values = values.values
