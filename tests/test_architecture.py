@@ -22,6 +22,7 @@ ORDER = (
     "distribute",
     "scaling",
     "precision",
+    "taps",
     "layers",
     "checkpoint",
     "step",

@@ -24,9 +24,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from tfamp.analysis.probe import format_losses
+from tfamp.analysis.probe.counter import Kind
 from tfamp.analysis.probe.format_losses import SCALES, Shares
 from tfamp.analysis.probe.histogram import Histogram
-from tfamp.analysis.probe.taps import Kind
 
 # Powers of two by which later steps may exceed what was measured.
 HEADROOM = 2

@@ -1,9 +1,8 @@
-"""Taps: what sees the numbers of a training step as they pass.
+"""What probe counts of a training step while its numbers pass.
 
-A tap is the identity. Forward it counts a layer's output, backward the
-gradient that arrives there; gradients of weights are counted where the
-optimizer takes them. All of it is part of the step's graph: nothing waits for
-the host.
+Forward a layer's output, backward the gradient that arrives there; gradients
+of weights where the optimizer takes them. All of it is part of the step's
+graph: nothing waits for the host.
 """
 
 import contextlib
@@ -22,6 +21,9 @@ from tfamp.analysis.probe import histogram
 from tfamp.errors import InputError
 from tfamp.precision.layer_paths import walk
 from tfamp.scaling.gradients import Present
+from tfamp.taps.gates import gate
+from tfamp.taps.parts import Part, Spot, Taps, layers_of
+from tfamp.taps.passing import graph_now, with_gradient_seen
 
 Kind = Literal["activation", "activation_gradient", "gradient"]
 
@@ -74,16 +76,7 @@ class Recording:
         self._makers: dict[str, str] = {}
         # Undoes the loss scale in the backward pass that is under way.
         self.unscale: tf.Tensor | None = None
-        self._graph = tf.compat.v1.get_default_graph()
-
-    @property
-    def is_reachable(self) -> bool:
-        """Whether the code being traced is that of the step itself.
-
-        Tensors inside of a loop, a branch or a function of its own cannot
-        leave it.
-        """
-        return tf.compat.v1.get_default_graph() is self._graph
+        self._graph = graph_now()
 
     def seen(self) -> dict[TensorName, tf.Tensor]:
         """The counts, less those of layers that were not seen each time.
@@ -97,17 +90,31 @@ class Recording:
             if name.kind == "gradient" or name.layer not in self.hidden
         }
 
-    def made(self, path: str, output: tf.Tensor) -> None:
-        """Remembers which layer returned a tensor."""
+    def see(self, spot: Spot, value: tf.Tensor) -> tf.Tensor:
+        """What taps are told."""
+        path = spot.part.path
+        if spot.side == "input":
+            self._takes(path, value)
+            return value
+        name = str(spot.index) if spot.count > 1 else ""
+        self.add(TensorName(path, "activation", name), value, None)
+        arriving = TensorName(path, "activation_gradient", name)
+        value = with_gradient_seen(
+            value, lambda gradient: self.add(arriving, gradient, self.unscale)
+        )
         if not tf.executing_eagerly():
-            self._makers[output.op.name] = path
+            self._makers[value.op.name] = path
+        return value
 
-    def takes(self, path: str, inputs) -> None:
-        """Notes which layers' outputs a layer takes, as they are or moved."""
+    def miss(self, part: Part) -> None:
+        """What taps are told of a layer in a loop or a branch."""
+        self.hidden.add(part.path)
+
+    def _takes(self, path: str, value: tf.Tensor) -> None:
+        """Notes whose outputs a layer takes, as they are or moved."""
         if tf.executing_eagerly():
             return
-        pending = [t.op for t in keras.tree.flatten(inputs) if _is_floating(t)]
-        seen = set()
+        pending, seen = [value.op], set()
         while pending:
             operation = pending.pop()
             maker = self._makers.get(operation.name)
@@ -122,7 +129,9 @@ class Recording:
     ) -> None:
         if isinstance(values, tf.IndexedSlices):
             values = values.values
-        if not self.is_reachable or not values.dtype.is_floating:
+        # Tensors of an inner graph cannot leave it.
+        is_reachable = graph_now() is self._graph
+        if not is_reachable or not values.dtype.is_floating:
             return
         self.dtypes[name] = values.dtype.name
         values = tf.cast(values, tf.float32)
@@ -134,8 +143,8 @@ class Recording:
         self.counts[name] = counts
 
 
-class Taps:
-    """Taps on a model, which count while a step is recorded.
+class Counter:
+    """Counts on a model while a step is recorded.
 
     Args:
         model: built; its optimizers too.
@@ -145,7 +154,7 @@ class Taps:
     def __init__(self, model: keras.Model, step: Step):
         self._model = model
         self._step = step
-        self._places = tapped_layers(model)
+        self._taps = Taps(tapped_parts(model))
         self._owners = _owners(model)
         # Replicas are traced in threads of their own.
         self._thread = threading.local()
@@ -153,24 +162,24 @@ class Taps:
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """Within it the model and its optimizers are tapped."""
-        with contextlib.ExitStack() as stack:
-            for path, layer in self._places.items():
-                call = self._tapped_call(layer.call, path)
-                stack.enter_context(_replaced(layer, "call", call))
+        with self._taps.attached(), contextlib.ExitStack() as stack:
             for optimizer in optimizers_of(self._model):
-                for name, function in {
-                    "scale_loss": self._tapped_scale_loss(optimizer),
-                    "apply": self._tapped_apply(optimizer),
-                }.items():
-                    stack.enter_context(_replaced(optimizer, name, function))
+                apply = functools.partial(
+                    self._apply, optimizer, optimizer.scale_loss
+                )
+                stack.enter_context(gate(optimizer, "apply", apply))
+                stack.enter_context(
+                    gate(optimizer, "scale_loss", self._scale_loss)
+                )
             yield
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Recording]:
         """Within it, in replica context, what passes is counted."""
-        self._thread.recording = Recording()
+        recording = self._thread.recording = Recording()
         try:
-            yield self._thread.recording
+            with self._taps.watching(recording.see, recording.miss):
+                yield recording
         finally:
             self._thread.recording = None
 
@@ -178,91 +187,46 @@ class Taps:
     def _recording(self) -> Recording | None:
         return getattr(self._thread, "recording", None)
 
-    def _tapped_call(self, original: Callable, path: str) -> Callable:
-        @functools.wraps(original)
-        def call(*args, **kwargs):
-            recording = self._recording
-            if recording is not None and recording.is_reachable:
-                recording.takes(path, (args, kwargs))
-            outputs = original(*args, **kwargs)
-            if recording is None:
-                return outputs
-            if not recording.is_reachable:
-                recording.hidden.add(path)
-                return outputs
-            several = len(keras.tree.flatten(outputs)) > 1
-            number = iter(range(len(keras.tree.flatten(outputs))))
+    def _scale_loss(self, call, loss):
+        if self._recording is None:
+            return call(loss)
+        if self._step.loss_scale is not None:
+            return tf.cast(loss, tf.float32) * self._step.loss_scale
+        return _mark_scaled(self._recording, call(loss), _unscale(call))
 
-            def tapped(output):
-                name = str(next(number)) if several else ""
-                if not _is_floating(output):
-                    return output
-                return _tap(recording, path, name, output)
-
-            return keras.tree.map_structure(tapped, outputs)
-
-        return call
-
-    def _tapped_scale_loss(self, optimizer) -> Callable:
-        original = optimizer.scale_loss
-
-        def scale_loss(loss):
-            recording = self._recording
-            if recording is None:
-                return original(loss)
-            if self._step.loss_scale is not None:
-                return tf.cast(loss, tf.float32) * self._step.loss_scale
-            return _mark_scaled(recording, original(loss), _unscale(original))
-
-        return scale_loss
-
-    def _tapped_apply(self, optimizer) -> Callable:
-        original = optimizer.apply
-        scale_loss = optimizer.scale_loss
-
-        def apply(grads, trainable_variables=None):
-            recording = self._recording
-            if recording is None:
-                return original(grads, trainable_variables)
-            # What is built in the middle of a step cannot be put back.
-            check_built(optimizer)
-            variables = (
-                keras_internals.optimized_variables(optimizer)
-                if trainable_variables is None
-                else list(trainable_variables)
-            )
-            grads = list(grads)
-            factor = None
-            if self._step.loss_scale is None:
-                factor = _unscale(scale_loss)
-            for gradient, variable in zip(grads, variables, strict=True):
-                name = self._name_of(variable)
-                is_next_value = keras_internals.overwrites_with_gradient(
-                    variable
-                )
-                if gradient is not None and not is_next_value:
-                    recording.add(name, gradient, factor)
-            if self._step.applies:
-                return original(grads, variables)
-            return None
-
-        return apply
+    def _apply(self, optimizer, scale_loss, call, grads, variables=None):
+        recording = self._recording
+        if recording is None:
+            return call(grads, variables)
+        # What is built in the middle of a step cannot be put back.
+        check_built(optimizer)
+        if variables is None:
+            variables = keras_internals.optimized_variables(optimizer)
+        grads, variables = list(grads), list(variables)
+        factor = None
+        if self._step.loss_scale is None:
+            factor = _unscale(scale_loss)
+        for gradient, variable in zip(grads, variables, strict=True):
+            is_next_value = keras_internals.overwrites_with_gradient(variable)
+            if gradient is not None and not is_next_value:
+                recording.add(self._name_of(variable), gradient, factor)
+        return call(grads, variables) if self._step.applies else None
 
     def _name_of(self, variable: keras.Variable) -> TensorName:
         owner = self._owners.get(id(variable), self._model.name)
         return TensorName(owner, "gradient", variable.name)
 
 
-def tapped_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
-    """The layers whose outputs are seen, by path.
+def tapped_parts(model: keras.Model) -> list[Part]:
+    """The layers whose outputs are seen.
 
     Models are not among them: what they return, their layers returned.
     """
-    return {
-        place.path: place.layer
-        for place in walk(model)
-        if not isinstance(place.layer, (keras.Model, keras.layers.InputLayer))
-    }
+    return [
+        part
+        for part in layers_of(model)
+        if not isinstance(part.owner, (keras.Model, keras.layers.InputLayer))
+    ]
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
@@ -293,39 +257,16 @@ def _owners(model: keras.Model) -> dict[int, str]:
     }
 
 
-def _tap(recording: Recording, path: str, name: str, output: tf.Tensor):
-    recording.add(TensorName(path, "activation", name), output, None)
-    arriving = TensorName(path, "activation_gradient", name)
-
-    @tf.custom_gradient
-    def identity(x):
-        def backward(gradient):
-            recording.add(arriving, gradient, recording.unscale)
-            return gradient
-
-        return tf.identity(x), backward
-
-    tapped = identity(output)
-    recording.made(path, tapped)
-    keras_internals.attach_mask(tapped, keras_internals.mask_of(output))
-    return tapped
-
-
 def _mark_scaled(recording: Recording, loss: tf.Tensor, unscale):
     """The scaled loss; its backward pass begins by saying how it is scaled.
 
     A model with two optimizers has two scales, and each backward pass one.
     """
 
-    @tf.custom_gradient
-    def identity(x):
-        def backward(gradient):
-            recording.unscale = unscale
-            return gradient
+    def begin(gradient) -> None:
+        recording.unscale = unscale
 
-        return tf.identity(x), backward
-
-    return identity(tf.convert_to_tensor(loss))
+    return with_gradient_seen(tf.convert_to_tensor(loss), begin)
 
 
 def _unscale(scale_loss: Callable) -> tf.Tensor | None:
@@ -333,17 +274,3 @@ def _unscale(scale_loss: Callable) -> tf.Tensor | None:
     one = tf.ones([])
     scale = scale_loss(one)
     return None if scale is one else 1.0 / tf.cast(scale, tf.float32)
-
-
-def _is_floating(tensor) -> bool:
-    return isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating
-
-
-@contextlib.contextmanager
-def _replaced(owner, name: str, value: Callable) -> Iterator[None]:
-    # Past Keras's own __setattr__, which tracks what it is given.
-    object.__setattr__(owner, name, value)
-    try:
-        yield
-    finally:
-        object.__delattr__(owner, name)
