@@ -41,7 +41,7 @@ class Job:
         arguments: of the Python interpreter: `("-m", "module", "--flag=1")`.
             `--result=PATH` is added.
         result: the JSON that the job writes, with
-            `output_files.write_atomically`. Its folder is made.
+            `files.output.write_atomically`. Its folder is made.
         log: where the job's output goes. Its folder is made.
         depends_on: what else the result hangs on, such as versions: a result
             made under other values is not taken for this job's.
