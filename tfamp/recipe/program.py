@@ -134,6 +134,20 @@ def describe_exit(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def report_exit(error: BaseException) -> int:
+    """Says on stderr, in one line, what ended the program.
+
+    Returns:
+        The exit status. A bug is no such end, and is raised again.
+    """
+    described = describe_exit(error)
+    if described is None:
+        raise error
+    line, status = described
+    print(f"tfamp: {line}", file=sys.stderr)
+    return status
+
+
 def quiet_tensorflow() -> None:
     """Keeps TensorFlow's informational messages off the screen.
 
@@ -152,7 +166,7 @@ def _run(train, config_class, argv):
     try:
         flags_help, config = parse_flags(config_class, argv[1:])
     except InputError as error:
-        return _report(_one_line(str(error)), _EXIT_BAD_INPUT)
+        return report_exit(error)
     if config is None:
         print(_help(train, argv[0], flags_help))
         return 0
@@ -176,15 +190,10 @@ def _run(train, config_class, argv):
             end_record(_one_line(f"{type(error).__name__}: {error}"))
             raise
         end_record(described[0])
-        return _report(*described)
+        return report_exit(error)
     end_record("finished", metrics)
     print(f"final  {callbacks.format_figures(metrics)}")
     return 0
-
-
-def _report(line, status):
-    print(f"tfamp: {line}", file=sys.stderr)
-    return status
 
 
 def _help(train, script, flags_text):

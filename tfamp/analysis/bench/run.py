@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfamp.errors import InputError
-from tfamp.recipe import describe_exit, load_recipe, quiet_tensorflow
+from tfamp.recipe import load_recipe, quiet_tensorflow, report_exit
 from tfamp.recipe.flags import configure, split_settings
 
 # Set for each run by the command: they cannot be set with `--config`.
@@ -60,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_out_of_memory(error):
             line = (str(error).splitlines() or [""])[0]
             return _say(f"out of memory: {line}", OUT_OF_MEMORY)
-        described = describe_exit(error)
-        if described is None:
-            raise
-        return _say(*described)
+        return report_exit(error)
     from tfamp.files.output import write_atomically
 
     write_atomically(args.result, json.dumps(result, allow_nan=False) + "\n")
