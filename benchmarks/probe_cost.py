@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from recipes import image_classification
 from tfamp.analysis.probe import steps as probe_steps
-from tfamp.analysis.probe.taps import Step
+from tfamp.analysis.probe.counter import Step
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.recipe.flags import configure
 from tfamp.recipe.subject import open_subject

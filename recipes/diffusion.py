@@ -47,6 +47,7 @@ from recipes.data import images, pixels
 from recipes.denoiser import GROUPS, denoiser
 from recipes.frechet import frechet_distance, known_distances
 from recipes.noise_schedule import add_noise, linear_loss, remove_noise
+from recipes.rates import warm_cosine
 from tfamp.distribute.consensus import is_chief
 from tfamp.recipe import flag
 
@@ -154,13 +155,11 @@ def build_model(config: Config) -> keras.Model:
     tfamp.keep_float32(model)
 
     steps_per_epoch = data.num_train // config.batch_size
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     optimizer = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(config.epochs * steps_per_epoch - warmup_steps, 1),
-            warmup_target=config.learning_rate,
-            warmup_steps=warmup_steps,
+        warm_cosine(
+            config.learning_rate,
+            config.epochs * steps_per_epoch,
+            round(config.warmup_epochs * steps_per_epoch),
         ),
         beta_2=0.99,
         global_clipnorm=1.0,

@@ -26,6 +26,7 @@ from keras import layers
 
 import tfamp
 from recipes.data import images, loading
+from recipes.rates import warm_cosine
 from tfamp.recipe import flag
 
 # Written characters shift and lean; a mirrored one is another character.
@@ -89,13 +90,11 @@ def build_model(config: Config) -> keras.Model:
     tfamp.optimize(model)
 
     steps_per_epoch = data.num_examples(data.train_split) // config.batch_size
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     optimizer = keras.optimizers.SGD(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(config.epochs * steps_per_epoch - warmup_steps, 1),
-            warmup_target=config.learning_rate,
-            warmup_steps=warmup_steps,
+        warm_cosine(
+            config.learning_rate,
+            config.epochs * steps_per_epoch,
+            round(config.warmup_epochs * steps_per_epoch),
         ),
         momentum=0.9,
         nesterov=True,

@@ -39,6 +39,7 @@ import tfamp
 from recipes import model_file, transformer
 from recipes.data import corpus
 from recipes.generation import generate
+from recipes.rates import warm_cosine
 from tfamp.distribute.consensus import is_chief
 from tfamp.files.output import output_folder, write_atomically
 from tfamp.recipe import flag
@@ -123,13 +124,7 @@ def adamw(config: Config) -> keras.optimizers.AdamW:
     """The optimizer, not built, for as many steps as the config makes."""
     steps = config.epochs * load_text(config).steps_per_epoch
     return keras.optimizers.AdamW(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(steps - config.warmup_steps, 1),
-            alpha=0.1,
-            warmup_target=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-        ),
+        warm_cosine(config.learning_rate, steps, config.warmup_steps, end=0.1),
         beta_2=0.98,
         weight_decay=config.weight_decay,
         global_clipnorm=1.0,

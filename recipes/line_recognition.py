@@ -38,6 +38,7 @@ from recipes import ctc, pictures, transformer
 from recipes.data import images
 from recipes.data.glyphs import read_glyphs
 from recipes.data.lines import LineShape, compose, fit_glyphs
+from recipes.rates import warm_cosine
 from tfamp.distribute.consensus import is_chief
 from tfamp.files.output import output_folder, write_atomically
 from tfamp.recipe import flag
@@ -122,13 +123,11 @@ def build_model(config: Config) -> keras.Model:
     tfamp.optimize(model)
 
     steps_per_epoch = max(_TRAIN_LINES // config.batch_size, 1)
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     optimizer = keras.optimizers.AdamW(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(config.epochs * steps_per_epoch - warmup_steps, 1),
-            warmup_target=config.learning_rate,
-            warmup_steps=warmup_steps,
+        warm_cosine(
+            config.learning_rate,
+            config.epochs * steps_per_epoch,
+            round(config.warmup_epochs * steps_per_epoch),
         ),
         weight_decay=config.weight_decay,
         global_clipnorm=1.0,

@@ -32,6 +32,7 @@ from recipes import pictures
 from recipes.data import images, masks
 from recipes.data.glyphs import read_glyphs
 from recipes.data.scenes import compose
+from recipes.rates import warm_cosine
 from tfamp.recipe import flag
 
 # Scenes that one epoch composes, and those that every evaluation sees.
@@ -141,13 +142,11 @@ def build_model(config: Config) -> keras.Model:
     tfamp.optimize(model)
 
     steps_per_epoch = max(num_images // config.batch_size, 1)
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     optimizer = keras.optimizers.AdamW(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(config.epochs * steps_per_epoch - warmup_steps, 1),
-            warmup_target=config.learning_rate,
-            warmup_steps=warmup_steps,
+        warm_cosine(
+            config.learning_rate,
+            config.epochs * steps_per_epoch,
+            round(config.warmup_epochs * steps_per_epoch),
         ),
         weight_decay=config.weight_decay,
     )

@@ -50,6 +50,7 @@ from recipes import model_file, shown_text, transformer
 from recipes.data import images, labelled_text
 from recipes.data.labelled_text import LabelledText
 from recipes.data.masked_tokens import hide_tokens, mask_tokens
+from recipes.rates import warm_cosine
 from tfamp.distribute.consensus import is_chief
 from tfamp.files.output import output_folder
 from tfamp.recipe import flag
@@ -333,13 +334,11 @@ def _encoder(config, loaded):
 
 
 def _optimizer(config, model, learning_rate, epochs, steps_per_epoch):
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     optimizer = keras.optimizers.AdamW(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(epochs * steps_per_epoch - warmup_steps, 1),
-            warmup_target=learning_rate,
-            warmup_steps=warmup_steps,
+        warm_cosine(
+            learning_rate,
+            epochs * steps_per_epoch,
+            round(config.warmup_epochs * steps_per_epoch),
         ),
         beta_2=0.98,
         weight_decay=config.weight_decay,

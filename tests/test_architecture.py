@@ -23,6 +23,7 @@ ORDER = (
     "distribute",
     "scaling",
     "precision",
+    "taps",
     "layers",
     "checkpoint",
     "step",

@@ -22,7 +22,7 @@ from tfamp.commands import (
     report,
 )
 from tfamp.errors import InputError
-from tfamp.recipe import describe_exit
+from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
@@ -51,12 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        described = describe_exit(error)
-        if described is None:
-            raise
-        line, status = described
-        print(f"tfamp: {line}", file=sys.stderr)
-        return status
+        return report_exit(error)
 
 
 class _Parser(argparse.ArgumentParser):

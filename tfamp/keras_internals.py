@@ -6,7 +6,7 @@ fails when a new Keras moves one of them, before a user's training does.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 import tensorflow as tf
@@ -294,6 +294,18 @@ def run_symbolically(function: Callable, *args, **kwargs) -> None:
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The model and all layers in it, at any depth, each once."""
     return model._flatten_layers()
+
+
+@overload
+def global_seed_generator(
+    create: Literal[True],
+) -> keras.random.SeedGenerator: ...
+
+
+@overload
+def global_seed_generator(
+    create: bool,
+) -> keras.random.SeedGenerator | None: ...
 
 
 def global_seed_generator(create: bool) -> keras.random.SeedGenerator | None:

@@ -162,23 +162,28 @@ def augment(
     yx, yy = sin * mirror, cos
     center = (size - 1) / 2
     from_x, from_y = center + shift_x, center + shift_y
-    zero = tf.zeros_like(xx)
-    transforms = tf.stack(
-        [
-            xx,
-            xy,
-            center - xx * from_x - xy * from_y,
-            yx,
-            yy,
-            center - yx * from_x - yy * from_y,
-            zero,
-            zero,
-        ],
-        axis=1,
+    return resampled(
+        images,
+        (xx, xy, center - xx * from_x - xy * from_y),
+        (yx, yy, center - yx * from_x - yy * from_y),
+        size,
     )
+
+
+def resampled(images, to_x, to_y, size: int) -> tf.Tensor:
+    """Square images [N, size, size, C], each pixel from a place in its input.
+
+    Args:
+        images: [N, H, W, C].
+        to_x: by how much the column there grows with the column and the row
+            of the output, and where it begins: three of [N].
+        to_y: the same of the row there.
+        size: pixels a side.
+    """
+    zero = tf.zeros_like(to_x[2])
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=transforms,
+        transforms=tf.stack([*to_x, *to_y, zero, zero], axis=1),
         output_shape=[size, size],
         fill_value=0.0,
         interpolation="BILINEAR",

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from recipes.data import images
 from recipes.data.glyphs import Glyphs
 
 # Sides of a character in a scene, as shares of the scene's side.
@@ -54,24 +55,9 @@ def _place(pixels, top, left, side, size: int) -> tf.Tensor:
     height, width = pixels.shape[1:3]
     zero, zoom_x, zoom_y = tf.zeros_like(side), width / side, height / side
     # The place in the input of each output pixel; centers are at halves.
-    transforms = tf.stack(
-        [
-            zoom_x,
-            zero,
-            (0.5 - left) * zoom_x - 0.5,
-            zero,
-            zoom_y,
-            (0.5 - top) * zoom_y - 0.5,
-            zero,
-            zero,
-        ],
-        axis=1,
-    )
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=pixels,
-        transforms=transforms,
-        output_shape=[size, size],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
+    return images.resampled(
+        pixels,
+        (zoom_x, zero, (0.5 - left) * zoom_x - 0.5),
+        (zero, zoom_y, (0.5 - top) * zoom_y - 0.5),
+        size,
     )

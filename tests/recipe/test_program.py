@@ -114,7 +114,7 @@ def tiny(tmp_path, monkeypatch):
     (folder / "tiny.py").write_text(RECIPE)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     yield folder
     for name in ("tiny", "tfamp_recipe_tiny"):
         sys.modules.pop(name, None)

@@ -57,6 +57,7 @@ def add_to(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from tfamp.analysis.bench import part, series, tables
+    from tfamp.analysis.bench.plan import Plan
     from tfamp.analysis.page import plots
     from tfamp.analysis.report import write
     from tfamp.recipe import quiet_tensorflow
@@ -64,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     quiet_tensorflow()
     # Nobody wants to hear of it after all runs.
     plots.require_matplotlib()
-    plan = series.Plan(
+    plan = Plan(
         recipe=args.recipe,
         settings=args.settings,
         precisions=args.precisions,

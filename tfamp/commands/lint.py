@@ -62,7 +62,9 @@ def _run(args: argparse.Namespace) -> int:
         subject = open_subject(recipe, config)
     findings = lint(subject.model, next(iter(subject.train_batches), None))
     if sarif_file is not None:
-        _write_sarif(sarif_file, findings, subject, recipe.__file__)
+        _write_sarif(
+            sarif_file, findings, subject, recipe.__file__ or args.recipe
+        )
     if args.json:
         console.print_json(_report(args.recipe, subject, findings))
     else:

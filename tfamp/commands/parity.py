@@ -63,12 +63,13 @@ def _run(args: argparse.Namespace) -> int:
     from tfamp.analysis.page import plots
     from tfamp.analysis.parity import series, tables
     from tfamp.analysis.parity.equivalence import require_scipy
+    from tfamp.analysis.parity.question import Question
     from tfamp.analysis.report import write
 
     # Nobody wants to hear of it after an hour of training.
     plots.require_matplotlib()
     require_scipy()
-    question = series.Question(
+    question = Question(
         recipe=args.recipe,
         settings=args.settings,
         precisions=args.precisions,

@@ -50,7 +50,7 @@ def resolve_cluster(
     *,
     num_workers: int | None = None,
     port: int | None = None,
-) -> _resolvers.ClusterResolver | None:
+) -> tf.distribute.cluster_resolver.ClusterResolver | None:
     """Finds out who the workers are, and which of them this process is.
 
     Args:
@@ -107,7 +107,7 @@ def resolve_cluster(
 
 
 def multi_worker_strategy(
-    resolver: _resolvers.ClusterResolver,
+    resolver: tf.distribute.cluster_resolver.ClusterResolver,
     *,
     start_timeout_seconds: float = START_TIMEOUT_SECONDS,
 ) -> tf.distribute.MultiWorkerMirroredStrategy:
@@ -249,7 +249,8 @@ def _check(resolver):
             "are all alike (type 'worker', the first may be 'chief'): Keras 3 "
             "supports no parameter servers, and evaluation is shared."
         )
-    addresses, index = [], None
+    addresses: list[str] = []
+    index = None
     for name in _TRAINING_JOBS:
         if name not in spec.jobs:
             continue

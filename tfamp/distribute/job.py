@@ -6,7 +6,7 @@ to pass on, an output that no one reads any more.
 
 import contextlib
 import dataclasses
-import itertools
+import io
 import os
 import queue
 import re
@@ -64,7 +64,9 @@ def run_job(
         0 where every worker ended with 0, else the status of the first that
         did not: its own, or 128 + N where signal N ended it.
     """
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         status, stopped = _run_once(
             events, command, environments, grace_seconds
         )
@@ -108,7 +110,8 @@ def _run_once(events, command, environments, grace_seconds):
 def _watch(events, workers, grace_seconds):
     """The exit status, and whether the job was told to stop."""
     running = set(range(len(workers)))
-    status, stopped, deadline = 0, False, None
+    status, stopped = 0, False
+    deadline: float | None = None
     while running:
         left = None if deadline is None else deadline - time.monotonic()
         try:
@@ -147,7 +150,7 @@ def _report_end(events, index, worker):
 
 
 def _pass_on(
-    events, source: BinaryIO, sink: BinaryIO, prefix: bytes, lock
+    events, source: io.BufferedReader, sink: BinaryIO, prefix: bytes, lock
 ) -> None:
     rest = b""
     while chunk := source.read1(65536):

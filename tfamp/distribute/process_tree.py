@@ -95,7 +95,7 @@ def _work_and_exit(work, lifeline):
         threading.Thread(
             target=_die_with_caller, args=(lifeline,), daemon=True
         ).start()
-        events = queue.SimpleQueue()
+        events: queue.SimpleQueue = queue.SimpleQueue()
         for number in _PASSED_ON:
             signal.signal(number, lambda n, _: events.put(signal.Signals(n)))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
@@ -118,7 +118,7 @@ def _die_with_caller(lifeline):
 
 def _descendants():
     """The processes below this one, zombies apart; [] elsewhere than Linux."""
-    children = {}
+    children: dict[int, list[int]] = {}
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # The name stands in parentheses, and may hold any character.

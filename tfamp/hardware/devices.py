@@ -251,7 +251,8 @@ def _recommend_for_cpu(hardware: Hardware) -> Recommendation:
 def _detect_gpus(details: list[dict]) -> Hardware:
     capabilities = [d.get("compute_capability") for d in details]
     # One program runs on all of them: what the weakest lacks, none may use.
-    lowest = None if None in capabilities else min(capabilities)
+    known = [each for each in capabilities if each is not None]
+    lowest = min(known) if len(known) == len(capabilities) else None
     return Hardware(
         kind="gpu",
         device_names=tuple(d.get("device_name", "GPU") for d in details),

@@ -131,10 +131,8 @@ def known_issues(
     issues = [
         issue
         for issue in KNOWN_ISSUES
-        if versions.get(issue.package) is not None
-        and SpecifierSet(issue.versions).contains(
-            versions[issue.package], prereleases=True
-        )
+        if (version := versions.get(issue.package)) is not None
+        and SpecifierSet(issue.versions).contains(version, prereleases=True)
         and issue.applies(hardware)
     ]
     issues += _build_issues(hardware, build)

@@ -126,8 +126,11 @@ def _replace(layer: keras.layers.Layer) -> bool:
     in the graph of every model that holds it.
     """
     # Not isinstance: what a user's subclass computes is unknown.
-    faster, is_equal, _ = _FASTER.get(type(layer), (None, None, None))
-    if faster is None or not layer.built or not is_equal(layer):
+    found = _FASTER.get(type(layer))
+    if found is None or not layer.built:
+        return False
+    faster, is_equal, _ = found
+    if not is_equal(layer):
         return False
     layer.__class__ = faster
     return True

@@ -118,7 +118,7 @@ def _takes_too_large_data(seen: Pass, culprit: Culprit) -> bool:
     """Whether finite data became inf where the first layer took them."""
     if culprit.stage != "forward" or culprit.point.name != "input":
         return False
-    before = seen.forward.points[: culprit.index]
+    before = seen.forward.points[: culprit.position]
     return all(point.name == "input" for point in before) and _largest_data(
         seen
     )[1] > _limit(culprit.point.dtype)
@@ -156,7 +156,7 @@ def _data(seen: Pass, culprit: Culprit) -> str:
             f"the {name} reach {largest:.3g}, beyond {dtype}'s "
             f"{_limit(dtype):g}, and are to be scaled down; they do so"
         )
-    row = seen.rows[culprit.replicas[0], culprit.index]
+    row = seen.rows[culprit.replicas[0], culprit.position]
     of_row = "" if row < 0 else f" in row {row} of the batch"
     return f"the {culprit.point.name} hold inf or NaN{of_row}"
 
@@ -205,4 +205,4 @@ def _size_in_float32(in_float32: Pass | None, culprit: Culprit) -> str:
 
 def _largest(seen: Pass, culprit: Culprit) -> float:
     """The largest magnitude at that point, over replicas."""
-    return float(getattr(seen, culprit.stage).sizes[:, culprit.index].max())
+    return float(getattr(seen, culprit.stage).sizes[:, culprit.position].max())

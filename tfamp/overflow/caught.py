@@ -1,6 +1,7 @@
 """Takes the losses and gradients of a step before its optimizers do."""
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -8,9 +9,10 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.overflow.first import Point
-from tfamp.overflow.taps import size_of
+from tfamp.overflow.marks import size_of
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.scaling.optimizer import LossScaleOptimizer
+from tfamp.taps.gates import gate
 
 
 class Caught:
@@ -59,45 +61,44 @@ class Catch:
     def __init__(self, optimizers: Sequence[LossScaleOptimizer]):
         self._optimizers = optimizers
         # Each replica is traced in a thread of its own.
-        self._caught: dict[int, Caught] = {}
-
-    def begin(self) -> Caught:
-        caught = self._caught[threading.get_ident()] = Caught()
-        return caught
+        self._thread = threading.local()
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        for optimizer in self._optimizers:
-            object.__setattr__(optimizer, "apply", self._apply(optimizer))
-            object.__setattr__(
-                optimizer, "scale_loss", self._scale_loss(optimizer)
-            )
+        """Within it, what the optimizers get goes through here."""
+        with contextlib.ExitStack() as stack:
+            for each in self._optimizers:
+                apply = functools.partial(self._apply, each)
+                stack.enter_context(gate(each, "apply", apply))
+                stack.enter_context(gate(each, "scale_loss", self._scale_loss))
+            yield
+
+    @contextlib.contextmanager
+    def catching(self, caught: Caught) -> Iterator[None]:
+        """Within it, this thread's losses and gradients are caught."""
+        self._thread.caught = caught
         try:
             yield
         finally:
-            for optimizer in self._optimizers:
-                object.__delattr__(optimizer, "apply")
-                object.__delattr__(optimizer, "scale_loss")
+            del self._thread.caught
 
-    def _apply(self, optimizer: LossScaleOptimizer):
-        def apply(grads, trainable_variables=None) -> None:
-            variables = trainable_variables
-            if variables is None:
-                variables = keras_internals.optimized_variables(optimizer)
-            self._caught[threading.get_ident()].applied.append(
-                (optimizer, list(grads), list(variables))
-            )
+    @property
+    def _caught(self) -> Caught | None:
+        return getattr(self._thread, "caught", None)
 
-        return apply
+    def _apply(self, optimizer, call, grads, trainable_variables=None) -> None:
+        if self._caught is None:
+            call(grads, trainable_variables)
+            return
+        variables = trainable_variables
+        if variables is None:
+            variables = keras_internals.optimized_variables(optimizer)
+        self._caught.applied.append((optimizer, list(grads), list(variables)))
 
-    def _scale_loss(self, optimizer: LossScaleOptimizer):
-        original = optimizer.scale_loss
-
-        def scale_loss(loss):
-            self._caught[threading.get_ident()].losses.append(size_of(loss))
-            return original(loss)
-
-        return scale_loss
+    def _scale_loss(self, call, loss):
+        if self._caught is not None:
+            self._caught.losses.append(size_of(loss))
+        return call(loss)
 
 
 def _weight_point(variable, owners, gradient) -> Point:

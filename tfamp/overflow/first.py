@@ -67,13 +67,13 @@ class Culprit(NamedTuple):
     """The first tensor that was not finite, and where.
 
     stage: the attribute of `Pass`.
-    index: which of the stage's points.
+    position: which of the stage's points.
     point: the same, by name.
     replicas: those on which it was not finite.
     """
 
     stage: str
-    index: int
+    position: int
     point: Point
     replicas: list[int]
 
@@ -113,7 +113,9 @@ def _backward_order(seen: Pass) -> list[tuple[str, int]]:
     """
     points = seen.backward.points
     last = len(points) - 1
-    ranked = [(last - i, "backward", i) for i in range(len(points))]
+    ranked: list[tuple[float, str, int]] = [
+        (last - i, "backward", i) for i in range(len(points))
+    ]
     for index, gradient in enumerate(seen.gradients.points):
         inputs, outputs = (
             [

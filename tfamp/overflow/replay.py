@@ -19,14 +19,15 @@ from tfamp import keras_internals
 from tfamp.distribute.consensus import number_of_workers
 from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.overflow.blame import Blame, verdict
-from tfamp.overflow.caught import Catch
+from tfamp.overflow.caught import Catch, Caught
 from tfamp.overflow.first import Pass, Point, Table, first_culprit
 from tfamp.overflow.kept_step import KeptStep
-from tfamp.overflow.taps import Taps, size_of
+from tfamp.overflow.marks import Mark, marking, size_of
 from tfamp.precision.layer_paths import walk
 from tfamp.precision.policy import precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.step.build import remember
+from tfamp.taps.parts import Taps, layers_of, operations_of
 
 _NOT_IN_FLOAT32 = (
     tf.errors.InvalidArgumentError,
@@ -135,7 +136,7 @@ class Replay:
     def _tracing(self) -> Callable[..., tuple[Pass, Any]]:
         """A function that replays and measures; traced at its first call."""
         names: dict[str, list[Point]] = {}
-        taps = Taps(self._model)
+        taps = Taps(layers_of(self._model) + operations_of(self._model))
         catch = Catch(self._optimizers)
 
         @tf.function(autograph=False, reduce_retracing=True)
@@ -188,8 +189,10 @@ class Replay:
             part, count = split_evenly(share.data, piece, self._microbatches)
             count = tf.minimum(count, share.rows)
             share = Share(part, count, share.batch_rows)
-        marks, caught = taps.begin(), catch.begin()
-        self._step(share)
+        marks: list[Mark] = []
+        caught = Caught()
+        with taps.watching(marking(marks)), catch.catching(caught):
+            self._step(share)
         after = self._kept.state()
         forget()
         self._kept.assign_random_state(before)

@@ -147,7 +147,7 @@ class OverflowWatch:
             if now.skipped > before[name].skipped
         ]
         blame = None
-        if self._wants_blame(skips, before):
+        if self._replay is not None and self._wants_blame(skips, before):
             blame = self._replay()
         for name, now in self._last.items():
             if name in skips:
@@ -188,7 +188,7 @@ class OverflowWatch:
         return len(self._optimizers) > 1
 
     def _wants_blame(self, skips, before: Mapping[str, _Reading]) -> bool:
-        if self._replay is None or not skips:
+        if not skips:
             return False
         if self._action == "stop" or any(map(self._is_hopeless, skips)):
             return True

@@ -20,7 +20,9 @@ class Place:
         owner: the layer or model that holds it.
         path: the names from the outermost layer to this one, joined by "/".
             Unlike `layer.path` it exists for layers without weights too, and
-            tells the layers of two nested models apart.
+            tells the layers of two nested models apart: where one layer holds
+            several of one name, "#2" and so on follow it.
+        names: the same without that.
         saved: whether a `.keras` file describes the layer itself. It does not
             where the owner's own code creates the layer.
     """
@@ -28,12 +30,13 @@ class Place:
     layer: keras.layers.Layer
     owner: keras.layers.Layer
     path: str
+    names: str
     saved: bool
 
 
 def walk(layer: keras.layers.Layer) -> Iterator[Place]:
     """Yields all layers in a layer or model, each once, outer before inner."""
-    yield from _walk(layer, "", True, set())
+    yield from _walk(layer, "", "", True, set())
 
 
 def choose(
@@ -66,14 +69,28 @@ def choose(
     return chosen
 
 
-def _walk(layer, prefix: str, saved: bool, seen: set[int]) -> Iterator[Place]:
+def _walk(
+    layer, prefix: str, names: str, saved: bool, seen: set[int]
+) -> Iterator[Place]:
     saved = saved and _describes_its_layers(layer)
+    taken: set[str] = set()
     for sublayer in keras_internals.sublayers(layer):
         if id(sublayer) not in seen:
             seen.add(id(sublayer))
-            path = f"{prefix}{sublayer.name}"
-            yield Place(sublayer, layer, path, saved)
-            yield from _walk(sublayer, f"{path}/", saved, seen)
+            path = f"{prefix}{_numbered(sublayer.name, taken)}"
+            name = f"{names}{sublayer.name}"
+            yield Place(sublayer, layer, path, name, saved)
+            yield from _walk(sublayer, f"{path}/", f"{name}/", saved, seen)
+
+
+def _numbered(name: str, taken: set[str]) -> str:
+    """The name, with a number if another has it."""
+    unique, number = name, 1
+    while unique in taken:
+        number += 1
+        unique = f"{name}#{number}"
+    taken.add(unique)
+    return unique
 
 
 def _describes_its_layers(layer) -> bool:
@@ -88,7 +105,9 @@ def _describes_its_layers(layer) -> bool:
 def _matches(place: Place, wanted) -> bool:
     if not isinstance(wanted, str):
         return place.layer is wanted
-    return wanted == place.layer.name or fnmatch.fnmatchcase(place.path, wanted)
+    return wanted == place.layer.name or any(
+        fnmatch.fnmatchcase(path, wanted) for path in (place.path, place.names)
+    )
 
 
 def _not_found(wanted, places) -> str:

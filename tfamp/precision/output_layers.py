@@ -8,6 +8,7 @@ subclassed models, nested ones, and layers that hold layers.
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -150,7 +151,7 @@ def _sublayers(operation: keras.Operation) -> list[keras.layers.Layer]:
 
 def _owners(layers) -> dict[int, keras.layers.Layer]:
     """The outermost owner of each layer that Keras creates by itself."""
-    owner_of = {}
+    owner_of: dict[int, keras.layers.Layer] = {}
     for layer in layers:
         if isinstance(layer, _OWNERS):
             pending = keras_internals.sublayers(layer)
@@ -239,7 +240,7 @@ def placeholders(model) -> list[tuple[tuple, dict]]:
             " on a batch, or model.build(input_shape), before keep_float32."
         )
     # Only shapes are recorded: numbers first, then token ids.
-    attempts = []
+    attempts: list[tuple[tuple, dict[str, Any]]] = []
     for dtype in ("float32", "int32"):
         if "input_shape" in config:
             tensors = _keras_tensors(config["input_shape"], dtype)

@@ -5,7 +5,7 @@ that a name can be handed to `dtype=` of a single layer as well.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tfamp.errors import InputError
@@ -43,6 +43,19 @@ def resolve_precision(name: str = AUTO) -> str:
     if name == "mixed_float16":
         _require_no_tpu()
     return name
+
+
+def check_compared(names: Sequence[str]) -> None:
+    """Raises `InputError` for precisions that cannot stand side by side."""
+    for name in names:
+        resolve_precision(name)
+        if name not in PRECISIONS:
+            raise InputError(
+                f"Precision {name!r} cannot be compared; expected some of "
+                f"{', '.join(PRECISIONS)}."
+            )
+        if names.count(name) > 1:
+            raise InputError(f"Precision {name!r} is named twice.")
 
 
 def set_precision(name: str = AUTO) -> str:

@@ -11,6 +11,7 @@ from tfamp.recipe.program import (
     load_recipe,
     main,
     quiet_tensorflow,
+    report_exit,
 )
 from tfamp.recipe.run_config import (
     RunConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "main",
     "print_float32_layers",
     "quiet_tensorflow",
+    "report_exit",
     "run_callbacks",
     "start",
 ]

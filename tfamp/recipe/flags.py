@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -193,7 +193,7 @@ def _parse_bool(text):
 
 
 # Type -> what its text looks like, and how to read it.
-_SCALARS = {
+_SCALARS: dict[type, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", _parse_bool),
     float: ("a number", float),
     int: ("an integer", int),

@@ -134,6 +134,20 @@ def describe_exit(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def report_exit(error: BaseException) -> int:
+    """Says on stderr, in one line, what ended the program.
+
+    Returns:
+        The exit status. A bug is no such end, and is raised again.
+    """
+    described = describe_exit(error)
+    if described is None:
+        raise error
+    line, status = described
+    print(f"tfamp: {line}", file=sys.stderr)
+    return status
+
+
 def quiet_tensorflow() -> None:
     """Keeps TensorFlow's informational messages off the screen.
 
@@ -152,7 +166,7 @@ def _run(train, config_class, argv):
     try:
         flags_help, config = parse_flags(config_class, argv[1:])
     except InputError as error:
-        return _report(*describe_exit(error))
+        return report_exit(error)
     if config is None:
         print(_help(train, argv[0], flags_help))
         return 0
@@ -176,15 +190,10 @@ def _run(train, config_class, argv):
             end_record(_one_line(f"{type(error).__name__}: {error}"))
             raise
         end_record(described[0])
-        return _report(*described)
+        return report_exit(error)
     end_record("finished", metrics)
     print(f"final  {callbacks.format_figures(metrics)}")
     return 0
-
-
-def _report(line, status):
-    print(f"tfamp: {line}", file=sys.stderr)
-    return status
 
 
 def _help(train, script, flags_text):
@@ -218,7 +227,7 @@ def _import_file(name):
     # annotation is looked up through `sys.modules`, so it must be there.
     module_name = f"tfamp_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise InputError(f"Recipe {name!r} is no Python file; expected .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module

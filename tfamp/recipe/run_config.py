@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tfamp.recipe.flags import check_ranges, flag
 
+_JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
@@ -137,7 +139,7 @@ def fit(
         callbacks=run_callbacks(config),
         microbatches=config.microbatches,
         steps_per_loop=config.steps_per_loop or "auto",
-        jit={"auto": "auto", "on": True, "off": False}[config.jit],
+        jit=_JIT[config.jit],
         all_reduce_dtype=_none_if(config.all_reduce_dtype, "own"),
         checkpoint_dir=_none_if(config.checkpoint_dir, ""),
         checkpoint_frozen=checkpoint_frozen,

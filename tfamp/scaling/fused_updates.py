@@ -58,7 +58,7 @@ class _Update:
         self._optimizer = optimizer
         self._kernel = kernel
         # They are the same for all variables on a device.
-        self._scalars = {}
+        self._scalars: dict[tuple, dict[str, tf.Tensor]] = {}
 
     def __call__(self, gradient, variable, learning_rate) -> None:
         optimizer = self._optimizer

@@ -6,10 +6,12 @@ with no strategy at all. A gradient is a `tf.Tensor`, a `tf.IndexedSlices`
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
 
-Gradient = tf.Tensor | tf.IndexedSlices | None
+Present: TypeAlias = tf.Tensor | tf.IndexedSlices
+Gradient: TypeAlias = Present | None
 
 
 def all_reduce(
@@ -169,21 +171,22 @@ def _at_least_float32(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(values, tf.float32) if is_narrow else values
 
 
-def _sum(gradients: list[Gradient], dtype: str | None) -> list[Gradient]:
+def _sum(gradients: list[Present], dtype: str | None) -> list[Gradient]:
     if not gradients:
         return []
     own_dtypes = [gradient.dtype for gradient in gradients]
     if dtype is not None:
-        gradients = [
-            map_values(lambda values: tf.cast(values, dtype), gradient)
-            for gradient in gradients
-        ]
+        gradients = [_cast(gradient, dtype) for gradient in gradients]
     replica = tf.distribute.get_replica_context()
     sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
     return [
-        map_values(lambda values, own=own: tf.cast(values, own), gradient)
+        _cast(gradient, own)
         for gradient, own in zip(sums, own_dtypes, strict=True)
     ]
+
+
+def _cast(gradient: Gradient, dtype: str | tf.DType) -> Gradient:
+    return map_values(lambda values: tf.cast(values, dtype), gradient)
 
 
 def _maximum(values: list[tf.Tensor]) -> list[tf.Tensor]:

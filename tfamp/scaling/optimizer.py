@@ -111,7 +111,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
         self.dynamic = dynamic
         check_rule(self.initial_scale, self.rule, dynamic)
-        self._all_reduce_dtype = None
+        self._all_reduce_dtype: str | None = None
         # Replicas compute these alike, each for itself: aggregation "none".
         self.dynamic_scale = self.add_variable(
             (),

@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -66,8 +67,8 @@ class ProgressBar(keras.callbacks.Callback):
     def __init__(self, one_line_per_epoch: bool = False):
         super().__init__()
         self._one_line_per_epoch = one_line_per_epoch
-        self._live = None
-        self._steps = None
+        self._live: Live | None = None
+        self._steps: int | None = None
         self._steps_done = 0
 
     def on_train_begin(self, logs=None):
@@ -131,7 +132,7 @@ class ProgressBar(keras.callbacks.Callback):
         )
         self._task = self._progress.add_task(self._title, total=self._steps)
         self._figures = Text("waiting for the first step")
-        self._live = Live(
+        live = Live(
             Group(self._progress, self._figures),
             console=console,
             refresh_per_second=4,
@@ -141,8 +142,9 @@ class ProgressBar(keras.callbacks.Callback):
         )
         # Also when the interpreter exits: a terminal without a cursor would
         # outlive the process.
-        self._restore_terminal = weakref.finalize(self, self._live.stop)
-        self._live.start()
+        self._restore_terminal = weakref.finalize(self, live.stop)
+        self._live = live
+        live.start()
 
 
 class MetricsLog(keras.callbacks.Callback):
@@ -216,13 +218,13 @@ class TensorBoardScalars(keras.callbacks.Callback):
     def __init__(self, output_dir: str | os.PathLike):
         super().__init__()
         self._folder = output_folder(output_dir) / "tensorboard"
-        self._writers = {}
+        self._writers: dict[str, Any] = {}
 
     def on_train_begin(self, logs=None):
         make_folder(self._folder)
 
     def on_epoch_end(self, epoch, logs=None):
-        sides = {"train": {}, "validation": {}}
+        sides: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         for name, value in (logs or {}).items():
             side = "validation" if name.startswith("val_") else "train"
             if not np.ndim(value):

@@ -134,8 +134,9 @@ def fit(
         watch=watch.OverflowWatch(
             optimizers,
             on_overflow,
-            kept
-            and Replay(
+            None
+            if kept is None
+            else Replay(
                 model,
                 _step(model, is_custom, microbatches=1, jit=False),
                 optimizers,

@@ -36,12 +36,13 @@ class Pace:
         agree: Callable[[float], float] = lambda seconds: seconds,
     ):
         self._is_auto = steps_per_loop == "auto"
-        self.steps = 1 if self._is_auto else steps_per_loop
-        if not isinstance(self.steps, int) or self.steps < 1:
+        steps = 1 if self._is_auto else steps_per_loop
+        if not isinstance(steps, int) or steps < 1:
             raise InputError(
                 f"steps_per_loop={steps_per_loop!r}; expected 'auto' or a "
                 "positive integer."
             )
+        self.steps = steps
         self._agree = agree
         self._calls = 0
         self._calls_per_report = 1
@@ -124,7 +125,4 @@ class Clock:
         """Seconds, steps, examples; of the whole epoch if it was one call."""
         now = self._now()
         begin = self._epoch_begin if now[1] == self._begin[1] else self._begin
-        seconds, steps, examples = (
-            b - a for a, b in zip(begin, now, strict=True)
-        )
-        return seconds, steps, examples
+        return now[0] - begin[0], now[1] - begin[1], now[2] - begin[2]

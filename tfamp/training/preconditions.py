@@ -4,6 +4,7 @@ What is not met is an `InputError`, raised before anything is traced.
 """
 
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from tfamp.distribute.strategy import devices_of, static_rows
 from tfamp.errors import InputError
 
 
-def check_counts(counts: dict[str, int | None]) -> None:
+def check_counts(counts: Mapping[str, Any]) -> None:
     for name, count in counts.items():
         if count is None:
             continue
@@ -112,7 +113,7 @@ def resolve_jit(
             for device in devices_of(strategy)
         )
         return has_accelerator and not obstacle
-    return jit
+    return bool(jit)
 
 
 def _synchronizes(

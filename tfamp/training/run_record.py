@@ -52,7 +52,7 @@ class RunRecord(keras.callbacks.Callback):
         super().__init__()
         self._path = output_folder(output_dir) / "run.json"
         self._config = config
-        self._final_metrics = {}
+        self._final_metrics: dict[str, Any] = {}
 
     def on_train_begin(self, logs=None):
         make_folder(self._path.parent)
@@ -146,7 +146,7 @@ def _write_json(path, record):
 
 
 def _as_dict(config):
-    if dataclasses.is_dataclass(config):
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return dataclasses.asdict(config)
     return dict(config or {})
 

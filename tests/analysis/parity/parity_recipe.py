@@ -9,6 +9,7 @@
 """
 
 import dataclasses
+import sys
 from typing import Literal
 
 import keras
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 import tfamp
 from tfamp.recipe import flag
+from tfamp.recipe.subject import open_subject
 
 # Smaller than float16's smallest number, as a factor of a gradient near 1.
 _TINY = 2.0**-30
@@ -83,14 +85,12 @@ def build_model(config: Config) -> keras.Model:
 
 def train(config: Config) -> dict[str, float]:
     """Trains, misbehaves, evaluates."""
-    strategy = tfamp.recipe.start(config)
-    train_batches, eval_batches = make_datasets(config)
-    with strategy.scope():
-        model = build_model(config)
-    tfamp.recipe.fit(model, train_batches, None, config)
+    subject = open_subject(sys.modules[__name__], config)
+    model = subject.model
+    tfamp.recipe.fit(model, subject.train_batches, None, config)
     if config.behave == "nan":
         model.set_weights([1e6 * weight for weight in model.get_weights()])
-    return tfamp.recipe.final_metrics(model, eval_batches)
+    return tfamp.recipe.final_metrics(model, subject.eval_batches)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """A recipe to probe: a network of one hidden layer on random numbers."""
 
 import dataclasses
+import sys
 
 import keras
 import tensorflow as tf
 
 import tfamp
 from tfamp.recipe import flag
+from tfamp.recipe.subject import open_subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +49,7 @@ def build_model(config: Config) -> keras.Model:
 
 def train(config: Config) -> dict[str, float]:
     """Trains for an epoch."""
-    strategy = tfamp.recipe.start(config)
-    train_batches, eval_batches = make_datasets(config)
-    with strategy.scope():
-        model = build_model(config)
-    tfamp.recipe.fit(model, train_batches, None, config)
-    return tfamp.recipe.final_metrics(model, eval_batches)
+    subject = open_subject(sys.modules[__name__], config)
+    model = subject.model
+    tfamp.recipe.fit(model, subject.train_batches, None, config)
+    return tfamp.recipe.final_metrics(model, subject.eval_batches)

@@ -12,7 +12,7 @@ import tfamp
 from tfamp import keras_internals
 from tfamp.analysis.probe import part as probe_part
 from tfamp.analysis.probe import steps
-from tfamp.analysis.probe.taps import Step, optimizers_of
+from tfamp.analysis.probe.counter import Step, optimizers_of
 from tfamp.checkpoint.random_state import get_random_state
 
 

@@ -194,7 +194,7 @@ class StepTimer(_WindowCallback):
     def compile_seconds(self) -> float:
         """The first call without the steady step that is in it."""
         steady = self.held.step_milliseconds / 1000
-        return max(self.first_call_seconds - steady, 0.0)
+        return max((self.first_call_seconds or 0.0) - steady, 0.0)
 
     def figures(self) -> dict[str, Any]:
         """What was measured, ready for JSON."""

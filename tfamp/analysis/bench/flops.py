@@ -231,7 +231,7 @@ def _flops_of_einsum(equation, inputs) -> int:
     operands = equation.partition("->")[0].split(",")
     if len(operands) == 1:
         return 0
-    sizes = {}
+    sizes: dict[str | int, int] = {}
     for labels, shape in zip(operands, inputs, strict=True):
         before, _, after = labels.partition("...")
         broadcast = len(shape) - len(before) - len(after)

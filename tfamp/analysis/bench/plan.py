@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from tfamp.analysis.bench.figures import BASE
 from tfamp.errors import InputError
 from tfamp.hardware.devices import GIB
-from tfamp.precision.policy import PRECISIONS, resolve_precision
+from tfamp.precision.policy import PRECISIONS, check_compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +38,7 @@ class Plan:
     profile: bool = False
 
     def __post_init__(self):
-        for name in self.precisions:
-            resolve_precision(name)
-            if name not in PRECISIONS:
-                raise InputError(
-                    f"Precision {name!r} cannot be compared; expected some of "
-                    f"{', '.join(PRECISIONS)}."
-                )
-            if self.precisions.count(name) > 1:
-                raise InputError(f"Precision {name!r} is named twice.")
+        check_compared(self.precisions)
         if BASE not in self.precisions:
             raise InputError(
                 f"precisions={','.join(self.precisions)} lacks float32, which "

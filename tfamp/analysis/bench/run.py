@@ -18,6 +18,7 @@ only tries whether a batch of N rows fits: status 71 says that it does not.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -28,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfamp.errors import InputError
-from tfamp.recipe import describe_exit, load_recipe, quiet_tensorflow
+from tfamp.recipe import load_recipe, quiet_tensorflow, report_exit
 from tfamp.recipe.flags import configure, split_settings
 
 # Set for each run by the command: they cannot be set with `--config`.
@@ -59,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_out_of_memory(error):
             line = (str(error).splitlines() or [""])[0]
             return _say(f"out of memory: {line}", OUT_OF_MEMORY)
-        described = describe_exit(error)
-        if described is None:
-            raise
-        return _say(*described)
+        return report_exit(error)
     from tfamp.files.output import write_atomically
 
     write_atomically(args.result, json.dumps(result, allow_nan=False) + "\n")
@@ -78,7 +76,7 @@ def run_config(
         InputError: a setting does not fit.
     """
     own = {"precision": precision, "output_dir": "", "checkpoint_dir": ""}
-    fields = config_class.__dataclass_fields__
+    fields = {field.name for field in dataclasses.fields(config_class)}
     own = {name: text for name, text in own.items() if name in fields}
     return configure(config_class, {**settings, **own})
 
@@ -203,7 +201,7 @@ def _flops(model, feed) -> dict[str, Any]:
 def _watch_memory(limit: int) -> None:
     from tfamp.analysis.bench.memory import resident_bytes
 
-    while resident_bytes() <= limit:
+    while (resident_bytes() or 0) <= limit:
         time.sleep(1 / _LOOKS_PER_SECOND)
     _say(f"out of memory: more than {limit / 2**30:g} GiB", OUT_OF_MEMORY)
     sys.stderr.flush()

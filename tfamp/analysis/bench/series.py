@@ -15,6 +15,7 @@ from typing import Any
 from tfamp.analysis.bench import record as bench_record
 from tfamp.analysis.bench.figures import BASE
 from tfamp.analysis.bench.largest import search
+from tfamp.analysis.bench.memory import resident_bytes
 from tfamp.analysis.bench.plan import Plan
 from tfamp.analysis.bench.run import OUT_OF_MEMORY, RESERVED, run_config
 from tfamp.analysis.jobs.queue import Job, run_jobs
@@ -118,6 +119,11 @@ def _check_memory_limit(plan: Plan, hardware: Hardware) -> None:
             "On a CPU the largest batch is limited by memory that other "
             "programs use too; say how much it may take with "
             "--memory_limit_gib."
+        )
+    if limit is not None and resident_bytes() is None:
+        raise InputError(
+            "--memory_limit_gib: this system does not tell how much memory a "
+            "process has, so no search can keep to a limit; run it on Linux."
         )
     if limit is not None and memory is not None and limit > memory:
         raise InputError(

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from tfamp.analysis.jobs.progress import JobProgress, format_duration
 from tfamp.errors import InputError, JobError
@@ -41,7 +41,7 @@ class Job:
         arguments: of the Python interpreter: `("-m", "module", "--flag=1")`.
             `--result=PATH` is added.
         result: the JSON that the job writes, with
-            `output_files.write_atomically`. Its folder is made.
+            `files.output.write_atomically`. Its folder is made.
         log: where the job's output goes. Its folder is made.
         depends_on: what else the result hangs on, such as versions: a result
             made under other values is not taken for this job's.
@@ -60,13 +60,33 @@ def _accept(job: Job, result: dict[str, Any]) -> None:
     del job, result
 
 
+@overload
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    check: Callable[[Job, dict[str, Any]], None] = ...,
+    timeout_s: float | None = ...,
+    return_failures: Literal[False] = ...,
+) -> list[dict[str, Any]]: ...
+
+
+@overload
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    check: Callable[[Job, dict[str, Any]], None] = ...,
+    timeout_s: float | None = ...,
+    return_failures: Literal[True],
+) -> list[dict[str, Any] | JobError]: ...
+
+
 def run_jobs(
     jobs: Sequence[Job],
     *,
     check: Callable[[Job, dict[str, Any]], None] = _accept,
     timeout_s: float | None = None,
     return_failures: bool = False,
-) -> list[dict[str, Any] | JobError]:
+) -> Sequence[dict[str, Any] | JobError]:
     """Runs the jobs in order, but for those whose result is there.
 
     Progress goes to stderr: a bar on a terminal, else a line for each job,
@@ -94,7 +114,7 @@ def run_jobs(
         for job in jobs
         if (record := _finished_before(job))
     }
-    outcomes = []
+    outcomes: list[dict[str, Any] | JobError] = []
     with JobProgress([(job.name, job.kind) for job in jobs]) as progress:
         progress.found(finished)
         for job in jobs:
@@ -112,8 +132,9 @@ def run_jobs(
                 seconds = time.monotonic() - begin
                 _write_command(job, seconds)
                 progress.finished(job.name, seconds)
-            outcomes.append(_read_json(job.result))
-            check(job, outcomes[-1])
+            result = _read_json(job.result)
+            outcomes.append(result)
+            check(job, result)
     return outcomes
 
 
@@ -164,15 +185,17 @@ def _run(job: Job, timeout_s: float | None) -> None:
         )
     try:
         status = watcher.wait(timeout_s)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
         raise JobError(
-            f"{job.name} did not end within {format_duration(timeout_s)}; its "
+            f"{job.name} did not end within {format_duration(error.timeout)}; "
+            f"its "
             f"output is in {job.log}.",
             status=None,
             last_line=_last_line(job.log),
         ) from None
     finally:
-        watcher.stdin.close()
+        if watcher.stdin is not None:
+            watcher.stdin.close()
         watcher.wait()
     _check_end(job, status)
 

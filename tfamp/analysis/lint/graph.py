@@ -154,16 +154,16 @@ class Graph:
             )
 
     def _add(self, definition, prefix, place, is_backward, arguments) -> None:
-        inputs = []
+        feeding = []
         for text in definition.input:
             if text.startswith("^"):
                 continue
             parts = text.split(":")
             index = int(parts[-1]) if len(parts) > 1 else 0
             name = arguments.get(parts[0], f"{prefix}{parts[0]}")
-            inputs.append(self._resolve(name, index))
+            feeding.append(self._resolve(name, index))
         # What fed it may have been left out.
-        inputs = tuple(each for each in inputs if each[0] in self.nodes)
+        inputs = tuple(each for each in feeding if each[0] in self.nodes)
         name = f"{prefix}{definition.name}"
         attributes = definition.attr
         value = None
@@ -211,7 +211,7 @@ class Graph:
             source = given[position : position + 1]
             name = f"{prefix}{argument.name}"
             arguments[argument.name] = name
-            shapes = ()
+            shapes: tuple[Shape | None, ...] = ()
             if source:
                 feeding = self.nodes[source[0][0]]
                 shapes = feeding.shapes[source[0][1] : source[0][1] + 1]

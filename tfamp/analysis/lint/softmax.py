@@ -119,7 +119,10 @@ def _is_weight(graph: Graph, node: Node) -> bool:
 
 
 def _check_constant(graph: Graph, node: Node) -> Iterator[Finding]:
-    if node.dtype == "float16" and np.isinf(node.value).any():
+    value = node.value
+    if value is None:
+        return
+    if node.dtype == "float16" and np.isinf(value).any():
         ends = {
             each.op
             for each in graph.downstream(
@@ -129,10 +132,8 @@ def _check_constant(graph: Graph, node: Node) -> Iterator[Finding]:
         }
         used = ends & _FLOAT_MASKING
         if used:
-            yield _mask_finding(
-                node.place, "Mul" in used, f"{_sign(node.value)}inf"
-            )
-    elif node.dtype in ("float32", "float64") and _is_beyond(node.value):
+            yield _mask_finding(node.place, "Mul" in used, f"{_sign(value)}inf")
+    elif node.dtype in ("float32", "float64") and _is_beyond(value):
         for each in graph.downstream(
             [node], lambda n: n.op in _KEEPS_VALUES or n is node
         ):
@@ -141,7 +142,7 @@ def _check_constant(graph: Graph, node: Node) -> Iterator[Finding]:
                 and each.dtype == "float16"
                 and not each.is_backward
             ):
-                largest = node.value.flat[np.abs(node.value).argmax()]
+                largest = value.flat[np.abs(value).argmax()]
                 yield _mask_finding(each.place, False, f"{largest:g}")
                 return
 

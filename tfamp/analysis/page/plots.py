@@ -5,7 +5,7 @@ colour vision. A precision has the same colour and marker in every plot.
 """
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfamp.errors import InputError
 
@@ -28,7 +28,7 @@ MORE_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 WIDE = 7.0
 NARROW = 4.5
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#555555",
     "axes.grid": True,
     # Grid lines behind bars and curves, not through them.
@@ -75,7 +75,9 @@ def new_figure(width: float = WIDE, height: float = 4.0) -> "Figure":
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
     # Axes read the settings when they are made, which is after this returns.
-    figure.add_subplot = matplotlib.rc_context(_STYLE)(figure.add_subplot)
+    vars(figure)["add_subplot"] = matplotlib.rc_context(_STYLE)(
+        figure.add_subplot
+    )
     return figure
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfamp.analysis.page.part import Part
+from tfamp.analysis.page.part import Part, Plot
 from tfamp.analysis.parity import plots, tables
 from tfamp.analysis.parity import words as parity_words
 
@@ -14,7 +14,7 @@ def part(record: Mapping[str, Any]) -> Part:
     Args:
         record: as `tfamp.analysis.parity.record` makes it.
     """
-    drawn = []
+    drawn: list[Plot | None] = []
     if record["metric"]:
         drawn.append(plots.differences(record))
     if any(curve["steps"] for curve in record["curves"]):

@@ -10,7 +10,7 @@ _HEIGHT = 3.2
 _NOISE_COLOR = "#999999"
 
 # Runs that agree lie on each other: a broad pale line shows through the others.
-_LINES = {
+_LINES: dict[str, dict[str, Any]] = {
     "float32": {"ls": "-", "lw": 4.0, "alpha": 0.3},
     "mixed_bfloat16": {"ls": "-", "lw": 0.9, "alpha": 0.8},
     "mixed_float16": {"ls": (0, (2, 2)), "lw": 0.9, "alpha": 0.8},
@@ -27,12 +27,17 @@ def differences(record: Record) -> Plot:
     axes.axvspan(-margin, margin, color="#000000", alpha=0.08, lw=0)
     axes.axvline(0.0, color="#000000", lw=1)
     for row, test in enumerate(tests):
-        style = {
-            "color": plots.COLORS[test["precision"]],
-            "marker": plots.MARKERS[test["precision"]],
-        }
+        color = plots.COLORS[test["precision"]]
+        marker = plots.MARKERS[test["precision"]]
         known = [d for d in test["differences"] if d is not None]
-        axes.scatter(known, [row] * len(known), alpha=0.5, s=24, **style)
+        axes.scatter(
+            known,
+            [row] * len(known),
+            alpha=0.5,
+            s=24,
+            color=color,
+            marker=marker,
+        )
         if test["confidence_interval"] is not None:
             low, high = test["confidence_interval"]
             middle = test["mean_difference"]
@@ -42,7 +47,8 @@ def differences(record: Record) -> Plot:
                 xerr=[[middle - low], [high - middle]],
                 capsize=4,
                 lw=2,
-                **style,
+                color=color,
+                marker=marker,
             )
     axes.set_yticks(range(len(tests)), [test["precision"] for test in tests])
     axes.set_ylim(len(tests) - 0.4, -0.6)

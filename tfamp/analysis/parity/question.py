@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tfamp.analysis.parity.equivalence import check_test
 from tfamp.errors import InputError
-from tfamp.precision.policy import PRECISIONS, resolve_precision
+from tfamp.precision.policy import PRECISIONS, check_compared
 
 REFERENCE = "float32"
 
@@ -42,15 +42,7 @@ class Question:
         check_test(self.margin, self.alpha)
         if self.seeds < 1:
             raise InputError(f"seeds={self.seeds} must be at least 1.")
-        for name in self.precisions:
-            if name not in PRECISIONS:
-                raise InputError(
-                    f"Unknown precision {name!r}; expected some of "
-                    f"{', '.join(PRECISIONS)}."
-                )
-            if self.precisions.count(name) > 1:
-                raise InputError(f"Precision {name!r} is named twice.")
-            resolve_precision(name)
+        check_compared(self.precisions)
         if REFERENCE not in self.precisions or len(self.precisions) < 2:
             raise InputError(
                 f"precisions={','.join(self.precisions)}; expected "

@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfamp.errors import InputError, LossScaleError
-from tfamp.recipe import describe_exit, load_recipe, quiet_tensorflow
+from tfamp.recipe import load_recipe, quiet_tensorflow, report_exit
 from tfamp.recipe.flags import configure, split_settings
 
 SCHEMA = "tfamp.parity_run/1"
@@ -63,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ),
         )
     except (Exception, KeyboardInterrupt) as error:
-        described = describe_exit(error)
-        if described is None:
-            raise
-        line, status = described
-        print(f"tfamp: {line}", file=sys.stderr)
-        return status
+        return report_exit(error)
     from tfamp.files.output import write_atomically
 
     write_atomically(args.result, json.dumps(result, allow_nan=False) + "\n")

@@ -138,5 +138,5 @@ def _is_json(value):
 
 
 def _digest(recipe):
-    source = pathlib.Path(load_recipe(recipe).__file__)
+    source = pathlib.Path(load_recipe(recipe).__file__ or recipe)
     return hashlib.sha256(source.read_bytes()).hexdigest()[:16]

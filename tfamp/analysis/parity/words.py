@@ -49,8 +49,9 @@ def verdict(
             f"{precision} is equivalent to {_REFERENCE}: {figures}, within "
             f"the margin of {margin:g}."
         )
-    if _lies_outside(found, margin):
-        is_better = (found.mean_difference > 0) == greater_is_better
+    difference = found.mean_difference
+    if difference is not None and _lies_outside(found, margin):
+        is_better = (difference > 0) == greater_is_better
         return (
             f"{precision} is {'better' if is_better else 'worse'} than "
             f"{_REFERENCE}: {figures}, beyond the margin of {margin:g}."

@@ -24,9 +24,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from tfamp.analysis.probe import format_losses
+from tfamp.analysis.probe.counter import Kind
 from tfamp.analysis.probe.format_losses import SCALES, Shares
 from tfamp.analysis.probe.histogram import Histogram
-from tfamp.analysis.probe.taps import Kind
 
 # Powers of two by which later steps may exceed what was measured.
 HEADROOM = 2
@@ -137,8 +137,10 @@ def advise(
     )
     left = [t for t in gradients if t.layer not in lossy]
     mean = float(np.mean([flushed[t] for t in left] or [0.0]))
-    worst = max(left, key=flushed.get, default=None)
-    if mean > MAX_FLUSHED or (worst and flushed[worst] > MAX_FLUSHED_OF_TENSOR):
+    worst = max(left, key=flushed.__getitem__, default=None)
+    if worst is not None and (
+        mean > MAX_FLUSHED or flushed[worst] > MAX_FLUSHED_OF_TENSOR
+    ):
         return _without_float16(
             tensors,
             f"At its best scale, {scale:g}, float16 flushes {mean:.1%} of the "

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from tfamp.analysis.probe import steps as probe_steps
 from tfamp.analysis.probe.advice import ProbedTensor, advise
+from tfamp.analysis.probe.counter import Step, TensorName, tapped_parts
 from tfamp.analysis.probe.histogram import Histogram
 from tfamp.analysis.probe.report import ProbeReport
-from tfamp.analysis.probe.taps import Step, TensorName, tapped_layers
 from tfamp.training import preconditions
 
 
@@ -50,9 +50,9 @@ def probe(
     probe_steps.prepare(model, dataset)
     in_16_bits = probe_steps.layers_in_16_bits(model)
     in_float32 = {
-        path
-        for path, layer in tapped_layers(model).items()
-        if in_16_bits and layer.compute_dtype == "float32"
+        part.path
+        for part in tapped_parts(model)
+        if in_16_bits and part.owner.compute_dtype == "float32"
     }
     with (
         probe_steps.unchanged(model),
@@ -79,13 +79,13 @@ def _policy_paths(
 ) -> dict[str, str]:
     # Weights of no layer are the model's own, under its name.
     paths = {tensor.layer: tensor.layer for tensor in seen}
-    return paths | {
-        path: layer.path for path, layer in tapped_layers(model).items()
-    }
+    return paths | {part.path: part.owner.path for part in tapped_parts(model)}
 
 
 def _unseen(
     model: keras.Model, seen: dict[TensorName, Histogram]
 ) -> tuple[str, ...]:
     layers = {t.layer for t in seen if t.kind == "activation"}
-    return tuple(path for path in tapped_layers(model) if path not in layers)
+    return tuple(
+        part.path for part in tapped_parts(model) if part.path not in layers
+    )

@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 
 from tfamp.analysis.probe import format_losses, steps
+from tfamp.analysis.probe.counter import Kind, Step
 from tfamp.analysis.probe.format_losses import Shares
 from tfamp.analysis.probe.histogram import Histogram
-from tfamp.analysis.probe.taps import Kind, Step
 from tfamp.formats import check_scale
 
 # More steps than a dataset to train on before has batches.

@@ -272,7 +272,7 @@ def _mark_float16(axes, scale, low, high):
 
 def _of_kinds(record: Record, kinds: Sequence[str]):
     """Forward order: gradients come in that of the backward pass."""
-    order = {}
+    order: dict[str, int] = {}
     for tensor in record["tensors"]:
         order.setdefault(tensor["layer"], len(order))
     chosen = [t for t in record["tensors"] if t["kind"] in kinds]

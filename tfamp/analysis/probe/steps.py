@@ -9,8 +9,13 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.analysis.probe import histogram
+from tfamp.analysis.probe.counter import (
+    Counter,
+    Step,
+    TensorName,
+    optimizers_of,
+)
 from tfamp.analysis.probe.histogram import Histogram
-from tfamp.analysis.probe.taps import Step, Taps, TensorName, optimizers_of
 from tfamp.checkpoint.random_state import get_random_state, set_random_state
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import InputError
@@ -82,9 +87,9 @@ def counting(
         model: prepared.
         step: how to run the steps.
     """
-    taps = Taps(model, step)
-    with _one_optimizer_for_all(model), taps.attached(), graph_calls(model):
-        yield _counting(model, taps)
+    counter = Counter(model, step)
+    with _one_optimizer_for_all(model), counter.attached(), graph_calls(model):
+        yield _counting(model, counter)
 
 
 @contextlib.contextmanager
@@ -164,7 +169,7 @@ def layers_at(
 
 
 def _counting(
-    model: keras.Model, taps: Taps
+    model: keras.Model, counter: Counter
 ) -> Callable[[tf.data.Dataset, int], Counted]:
     strategy = model.distribute_strategy
     is_custom = type(model).train_step is not keras.Model.train_step
@@ -178,7 +183,7 @@ def _counting(
 
     @tf.autograph.experimental.do_not_convert
     def counted_step(share) -> tf.Tensor:
-        with taps.recording() as recording:
+        with counter.recording() as recording:
             train_step(share)
         seen = recording.seen()
         dtypes.update({name: recording.dtypes[name] for name in seen})

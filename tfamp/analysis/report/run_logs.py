@@ -7,6 +7,7 @@ came after its last checkpoint: the later lines count.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from tfamp.errors import InputError
@@ -74,7 +75,7 @@ def metric_names(epochs: list[dict[str, Any]]) -> list[str]:
     return sorted(names, key=lambda name: (name != "loss", name))
 
 
-def is_skip(change: dict[str, Any]) -> bool:
+def is_skip(change: Mapping[str, Any]) -> bool:
     """Whether the step changed no weight, because it was not finite."""
     return change["reason"] == "overflow"
 
@@ -107,7 +108,7 @@ def _lines(path, *keys):
 
 def _latest(rows):
     """Drops what a later run did again, and what it never came to."""
-    kept = []
+    kept: list[dict[str, Any]] = []
     for row in rows:
         while kept and kept[-1]["epoch"] >= row["epoch"]:
             kept.pop()
@@ -117,7 +118,7 @@ def _latest(rows):
 
 def _latest_changes(rows):
     """Keeps what counts in the end: see `tfamp.overflow.timeline`."""
-    by_optimizer = {}
+    by_optimizer: dict[str | None, list[dict[str, Any]]] = {}
     for row in rows:
         kept = by_optimizer.setdefault(row.get("optimizer"), [])
         if row["reason"] == "start":
