@@ -23,6 +23,7 @@ from absl import logging
 import tfamp
 from recipes import image_classification
 from tests import resumable_run
+from tests.distribute import reduction_cases
 from tests.overflow import test_blame
 from tests.overflow import test_on_replicas as overflows
 from tests.training import test_matrix
@@ -202,6 +203,13 @@ def files(strategy, folder):
     return _weights(model) | _logs(history)
 
 
+def reduction(strategy):
+    """Tensors of each dtype, and variables made of them."""
+    return reduction_cases.crossed(strategy) | reduction_cases.variables(
+        strategy
+    )
+
+
 def matrix(strategy):
     """The row of `test_fit_matrix` for several workers."""
     return {
@@ -350,6 +358,7 @@ SCENARIOS = {
     "stop": stop,
     "evaluation": evaluation,
     "matrix": matrix,
+    "reduction": reduction,
     "resumable": resumable,
 }
 

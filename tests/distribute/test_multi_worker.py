@@ -22,6 +22,7 @@ import pytest
 import tfamp
 from tests import multi_worker_program as program
 from tests.conftest import FLOAT32_ROUNDING, ROOT, mostly_long
+from tests.distribute import reduction_cases
 from tests.overflow import test_blame
 from tests.training import test_matrix
 from tfamp.distribute.launch import reserve_ports, worker_environments
@@ -43,7 +44,10 @@ MARGIN_SECONDS = 10
 
 # Jobs, by how many workers they have and whether they are long.
 SCENARIOS = {
-    (2, False): ("small", "evaluation", "overflow", "blame", "stop", "files"),
+    (2, False): (
+        *("small", "evaluation", "overflow", "blame", "stop", "files"),
+        "reduction",
+    ),
     (2, True): ("recipe", "matrix", "resumable"),
     (3, True): ("small", "evaluation", "recipe"),
 }
@@ -241,6 +245,18 @@ def test_overflow_on_any_worker_skips_the_step_on_all(job):
         assert all(np.isfinite(value).all() for value in after.values())
         assert (after["state0"] != before["state0"]).any()
         scale, steps = scale / 2, steps + 1
+
+
+def test_each_dtype_crosses_between_workers(job):
+    """And a variable of any dtype begins as the chief's on all workers."""
+    results = job(2, "reduction")
+
+    reduction_cases.check(results, replicas=2, local=1)
+    drawn = np.random.default_rng(0).integers(0, 2, (3, 5))
+    for name in ("bfloat16", "int8", "float16", "bool", "uint8", "float32"):
+        value = reduction_cases.read(results, f"variable/{name}/0")
+        assert value.dtype == reduction_cases.numpy_dtype(name)
+        np.testing.assert_array_equal(value.astype("int64"), drawn)
 
 
 def test_what_overflowed_first_is_named_with_its_worker(job):

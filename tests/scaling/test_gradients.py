@@ -96,7 +96,7 @@ def test_rows_of_one_index_are_summed_once(traced):
         zip(reduced.indices.numpy(), reduced.values.numpy()[:, 0], strict=True)
     )
     # Left-over rows hold zeros at an index that is there already.
-    assert by_index == [(0, 0.0), (0, 0.0), (0, 2.0), (3, 13.0)]
+    assert by_index == [(0, 2.0), (3, 0.0), (3, 0.0), (3, 13.0)]
 
 
 def test_a_sparse_gradient_of_no_rows_is_reduced_too():

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from tfamp.distribute import reduction
+
 # By the number of bytes.
 _INTEGERS = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
 
@@ -84,16 +86,19 @@ class ReplicaState:
         """int64 [replicas, variables]: the sum of each value's bits."""
 
         def fingerprint():
-            return _gather_rows(tf.stack([*map(_sum_of_bits, self._variables)]))
+            sums = tf.stack([*map(_sum_of_bits, self._variables)])
+            return reduction.gather([sums])[0]
 
         return self._first(self._strategy.run(fingerprint))
 
     def _gather_now(self, positions: tuple[int, ...]) -> list[tf.Tensor]:
         def gather():
-            return [
-                _gather_rows(tf.convert_to_tensor(self._variables[position]))
-                for position in positions
-            ]
+            return reduction.gather(
+                [
+                    tf.convert_to_tensor(self._variables[position])
+                    for position in positions
+                ]
+            )
 
         return [self._first(rows) for rows in self._strategy.run(gather)]
 
@@ -119,13 +124,11 @@ def is_read_together(variable: tf.Variable) -> bool:
 def gather_number(strategy: tf.distribute.Strategy, number: int) -> list[int]:
     """Each replica's number, which is its worker's, on all workers."""
 
-    rows = strategy.run(_gather_rows, args=(tf.constant(number, tf.int64),))
+    def gather():
+        return reduction.gather([tf.constant(number, tf.int64)])[0]
+
+    rows = strategy.run(gather)
     return strategy.experimental_local_results(rows)[0].numpy().tolist()
-
-
-def _gather_rows(value: tf.Tensor) -> tf.Tensor:
-    replica = tf.distribute.get_replica_context()
-    return replica.all_gather(value[None], axis=0)
 
 
 def _sum_of_bits(variable: tf.Variable) -> tf.Tensor:

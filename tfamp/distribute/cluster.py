@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfamp.distribute.initial_values import broadcast_in_any_dtype
 from tfamp.distribute.loopback import accept_loopback_only, is_loopback
 from tfamp.distribute.schedulers import (
     KUBERNETES_PORT,
@@ -123,9 +124,9 @@ def multi_worker_strategy(
         start_timeout_seconds: how long to wait for workers that start late.
 
     Returns:
-        The strategy. Its all-reduce runs over NCCL between GPUs where
-        TensorFlow can, else in a ring over gRPC. Run what uses it in
-        `worker_errors()`.
+        The strategy. Its all-reduce runs over NCCL between GPUs, and in a
+        ring over gRPC between CPUs. Variables of any dtype can be made in its
+        scope. Run what uses it in `worker_errors()`.
 
     Raises:
         InputError: the port is taken, or TensorFlow has started already.
@@ -138,7 +139,8 @@ def multi_worker_strategy(
     implementations = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         # No time limit here: it would take a slow worker for a dead one.
-        implementation=implementations.AUTO if has_gpu else implementations.RING
+        # AUTO means the ring over gRPC here, also between GPUs.
+        implementation=implementations.NCCL if has_gpu else implementations.RING
     )
     port = split_address(addresses[index])[1]
     try:
@@ -159,6 +161,8 @@ def multi_worker_strategy(
         ) from None
     if all(is_loopback(split_address(a)[0]) for a in addresses):
         accept_loopback_only(port)
+    if len(addresses) > 1:
+        broadcast_in_any_dtype(strategy)
     return strategy
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfamp import keras_internals
+from tfamp.distribute import reduction
 from tfamp.distribute.consensus import number_of_workers
 from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.overflow.blame import Blame, verdict
@@ -145,8 +146,7 @@ class Replay:
                 sizes, after = self._measure(
                     share, state, piece, taps, catch, names
                 )
-                replica = tf.distribute.get_replica_context()
-                return replica.all_gather(sizes[None], axis=0), after
+                return reduction.gather([sizes])[0], after
 
             with (
                 keras_internals.additional_losses_in_float32(self._model),

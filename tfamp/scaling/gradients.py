@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from tfamp.distribute import reduction
+
 Present: TypeAlias = tf.Tensor | tf.IndexedSlices
 Gradient: TypeAlias = Present | None
 
@@ -26,8 +28,9 @@ def all_reduce(
         overwrites: one per variable: whether its "gradient" is its next value
             (float8 scales and histories). Those are not sums of anything;
             their replicas agree by maximum.
-        dtype: the dtype that crosses the wire, or None for the gradients' own.
-            The sums come back in the gradients' own dtype.
+        dtype: the dtype that crosses the wire, or None for the gradients' own,
+            and float32 instead of 16 bits. The sums come back in the
+            gradients' own dtype.
 
     Returns:
         The gradients, equal on every replica. Rows of an `IndexedSlices` that
@@ -49,13 +52,12 @@ def all_reduce(
         )
         if gradient is not None and overwrite
     ]
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        sums = _sum([gradients[i] for i in summed], dtype)
-        for i, gradient in zip(summed, sums, strict=True):
-            reduced[i] = gradient
-        maxima = _maximum([gradients[i] for i in agreed])
-        for i, gradient in zip(agreed, maxima, strict=True):
-            reduced[i] = gradient
+    sums = reduction.sum_over_replicas([gradients[i] for i in summed], dtype)
+    for i, gradient in zip(summed, sums, strict=True):
+        reduced[i] = gradient
+    maxima = reduction.maximum([gradients[i] for i in agreed])
+    for i, gradient in zip(agreed, maxima, strict=True):
+        reduced[i] = gradient
     return [
         _sum_duplicate_rows(gradient)
         if isinstance(gradient, tf.IndexedSlices)
@@ -135,11 +137,7 @@ def map_values(
     """Applies a function to a gradient's values; None stays None."""
     if gradient is None:
         return None
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(
-            function(gradient.values), gradient.indices, gradient.dense_shape
-        )
-    return function(gradient)
+    return reduction.map_values(function, gradient)
 
 
 def _values(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
@@ -171,65 +169,23 @@ def _at_least_float32(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(values, tf.float32) if is_narrow else values
 
 
-def _sum(gradients: list[Present], dtype: str | None) -> list[Gradient]:
-    if not gradients:
-        return []
-    own_dtypes = [gradient.dtype for gradient in gradients]
-    if dtype is not None:
-        gradients = [_cast(gradient, dtype) for gradient in gradients]
-    replica = tf.distribute.get_replica_context()
-    sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-    return [
-        _cast(gradient, own)
-        for gradient, own in zip(sums, own_dtypes, strict=True)
-    ]
-
-
-def _cast(gradient: Gradient, dtype: str | tf.DType) -> Gradient:
-    return map_values(lambda values: tf.cast(values, dtype), gradient)
-
-
-def _maximum(values: list[tf.Tensor]) -> list[tf.Tensor]:
-    """The elementwise maximum over replicas, in one collective."""
-    if not values:
-        return []
-    packed = tf.concat(
-        [tf.reshape(tf.cast(value, tf.float32), [-1]) for value in values], 0
-    )
-    # tf.distribute reduces by SUM and MEAN only; a maximum goes by gathering.
-    replica = tf.distribute.get_replica_context()
-    gathered = replica.all_gather(packed[tf.newaxis], axis=0)
-    maxima = tf.reduce_max(gathered, axis=0)
-    sizes = [value.shape.num_elements() for value in values]
-    return [
-        tf.cast(tf.reshape(part, value.shape), value.dtype)
-        for part, value in zip(tf.split(maxima, sizes), values, strict=True)
-    ]
-
-
 def _sum_duplicate_rows(slices: tf.IndexedSlices) -> tf.IndexedSlices:
     """Adds rows of one index together; shapes stay static, as XLA wants.
 
     As many rows come out as went in: those left over hold zeros at an index
-    that is already there, and change nothing.
+    that is already there, and change nothing. All of it runs where the rows
+    are: GPUs have no segment maximum of int64, for one.
     """
     order = tf.argsort(slices.indices)
     indices = tf.gather(slices.indices, order)
-    is_first = tf.concat(
-        [
-            tf.ones_like(indices[:1]),
-            tf.cast(indices[1:] != indices[:-1], indices.dtype),
-        ],
-        axis=0,
-    )
-    segments = tf.cumsum(is_first) - 1
-    rows = tf.size(indices)
+    # Where the rows of each index begin.
+    begins = tf.searchsorted(indices, indices)
+    # 16 bits would lose what is small beside the sum so far.
     values = tf.math.unsorted_segment_sum(
-        tf.gather(slices.values, order), segments, rows
+        _at_least_float32(tf.gather(slices.values, order)),
+        begins,
+        tf.size(indices),
     )
-    lowest = tf.reduce_min(indices)
-    unique = tf.math.unsorted_segment_max(indices, segments, rows)
-    is_used = tf.range(rows, dtype=segments.dtype) <= tf.reduce_max(segments)
     return tf.IndexedSlices(
-        values, tf.where(is_used, unique, lowest), slices.dense_shape
+        tf.cast(values, slices.values.dtype), indices, slices.dense_shape
     )

@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.checkpoint.frozen import frozen_weights
+from tfamp.distribute import reduction
 from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.layers.cross_entropy import sparse_cross_entropy
 from tfamp.scaling.gradients import Gradient
@@ -127,22 +129,9 @@ def average_statistics(
     statistics = _statistics(model)
 
     def average() -> None:
-        replica = tf.distribute.get_replica_context()
-        is_first = replica.replica_id_in_sync_group == 0
-        values = [tf.convert_to_tensor(v) for v in statistics]
-        firsts = replica.all_reduce(
-            tf.distribute.ReduceOp.SUM,
-            [tf.where(is_first, v, tf.zeros_like(v)) for v in values],
-        )
-        # Around the first replica's: values that agree stay bit-identical.
-        offsets = replica.all_reduce(
-            tf.distribute.ReduceOp.MEAN,
-            [v - first for v, first in zip(values, firsts, strict=True)],
-        )
-        for variable, first, offset in zip(
-            statistics, firsts, offsets, strict=True
-        ):
-            variable.assign(first + offset)
+        means = reduction.mean([tf.convert_to_tensor(v) for v in statistics])
+        for variable, mean in zip(statistics, means, strict=True):
+            variable.assign(mean)
 
     @tf.function
     @tf.autograph.experimental.do_not_convert
@@ -156,12 +145,17 @@ def average_statistics(
 def _statistics(model: keras.Model) -> list[tf.Variable]:
     """What forward passes move: means and variances of batches, and the like.
 
-    Frozen weights are among them, since nothing tells them apart.
+    A frozen base of many gigabytes is none of it: neither what a frozen layer
+    has, nor what was made to be trained and no longer is.
     """
+    frozen = {id(variable) for variable in frozen_weights(model)}
     return [
         variable.value
         for variable in model.non_trainable_variables
         if keras.backend.is_float_dtype(variable.dtype)
+        and id(variable) not in frozen
+        # Keras leaves to TensorFlow's variable what it was made as.
+        and not variable.value.trainable
     ]
 
 
