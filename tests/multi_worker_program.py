@@ -26,6 +26,7 @@ from tests import resumable_run
 from tests.distribute import reduction_cases
 from tests.overflow import test_blame
 from tests.overflow import test_on_replicas as overflows
+from tests.recipes import test_lora
 from tests.training import test_matrix
 
 # Divisible by 2 and 3 workers, and by as many microbatches.
@@ -210,6 +211,15 @@ def reduction(strategy):
     )
 
 
+def low_rank(strategy):
+    """LoRA beside a frozen base in bfloat16, and in int8."""
+    return {
+        f"{name}_{key}": value
+        for name, dtype in (("bfloat16", "compute"), ("int8", "int8"))
+        for key, value in test_lora.trained_on(strategy, dtype).items()
+    }
+
+
 def matrix(strategy):
     """The row of `test_fit_matrix` for several workers."""
     return {
@@ -359,6 +369,7 @@ SCENARIOS = {
     "evaluation": evaluation,
     "matrix": matrix,
     "reduction": reduction,
+    "low_rank": low_rank,
     "resumable": resumable,
 }
 

@@ -346,6 +346,16 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     return dict(model._compile_config.config)
 
 
+def asked_to_jit(model: keras.Model) -> bool | None:
+    """What `compile(jit_compile=...)` was told; None for "auto".
+
+    Keras keeps only what "auto" became. Told the same, it is as if it had not
+    been told; under a strategy "auto" becomes False.
+    """
+    resolved = model._resolve_auto_jit_compile() and not model.run_eagerly
+    return None if model.jit_compile == resolved else bool(model.jit_compile)
+
+
 @contextlib.contextmanager
 def loss_and_metrics_unbuilt(model: keras.Model) -> Iterator[None]:
     """Within it, the first use of loss and metrics builds copies of them.

@@ -24,6 +24,7 @@ from tests import multi_worker_program as program
 from tests.conftest import FLOAT32_ROUNDING, ROOT, mostly_long
 from tests.distribute import reduction_cases
 from tests.overflow import test_blame
+from tests.recipes import test_lora
 from tests.training import test_matrix
 from tfamp.distribute.launch import reserve_ports, worker_environments
 from tfamp.distribute.workers import WORKER_LOST_SECONDS
@@ -48,7 +49,7 @@ SCENARIOS = {
         *("small", "evaluation", "overflow", "blame", "stop", "files"),
         "reduction",
     ),
-    (2, True): ("recipe", "matrix", "resumable"),
+    (2, True): ("recipe", "low_rank", "matrix", "resumable"),
     (3, True): ("small", "evaluation", "recipe"),
 }
 
@@ -257,6 +258,14 @@ def test_each_dtype_crosses_between_workers(job):
         value = reduction_cases.read(results, f"variable/{name}/0")
         assert value.dtype == reduction_cases.numpy_dtype(name)
         np.testing.assert_array_equal(value.astype("int64"), drawn)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("base_dtype", ["bfloat16", "int8"])
+def test_workers_train_beside_a_narrow_base(job, base_dtype):
+    results = parts(job(2, "low_rank"), f"{base_dtype}_")
+
+    test_lora.check_training(results, base_dtype)
 
 
 def test_what_overflowed_first_is_named_with_its_worker(job):

@@ -261,6 +261,49 @@ def test_weight_decay_spares_b(config):
         np.testing.assert_array_equal(branch["b"], 1.0)
 
 
+def trained_on(strategy, base_dtype):
+    """Weights and losses of a tiny adaptation in bfloat16, by name."""
+    keras.utils.set_random_seed(0)
+    tfamp.set_precision("mixed_bfloat16")
+    config = recipe.Config(**SIZE | {"base_dtype": base_dtype})
+    rows = bytes_of(16, length=17)
+    batches = tf.data.Dataset.from_tensor_slices((rows[:, :-1], rows[:, 1:]))
+    with strategy.scope():
+        model = recipe.adapted(config, decoder())
+    before = values(model.trainable_variables)
+    history = tfamp.fit(
+        model,
+        batches.batch(8, drop_remainder=True),
+        epochs=2,
+        verbose=0,
+    )
+    after = values(model.trainable_variables)
+    moved = [(a != b).any() for a, b in zip(before, after, strict=True)]
+    return {f"weight{i}": value for i, value in enumerate(after)} | {
+        "loss": np.array(history.history["loss"]),
+        "moved": np.array(moved),
+        "stored": np.array(sorted({v.dtype for v in model.weights})),
+    }
+
+
+def check_training(results, base_dtype):
+    """All low-rank weights moved, and the loss came down from a guess."""
+    assert base_dtype in results["stored"]
+    assert results["moved"].all()
+    first, last = results["loss"]
+    assert first == pytest.approx(math.log(256), abs=0.5)
+    assert last < first
+
+
+@pytest.mark.parametrize("base_dtype", ["bfloat16", "int8"])
+def test_two_replicas_with_collectives_train_on_a_narrow_base(
+    base_dtype, mirrored
+):
+    stored = "int8" if base_dtype == "int8" else "compute"
+
+    check_training(trained_on(mirrored(2), stored), base_dtype)
+
+
 @pytest.mark.parametrize(
     ("targets", "count"), [("attention", 4), ("mlp", 3), ("all", 7)]
 )

@@ -102,5 +102,7 @@ class Loop:
             if name not in self._logs:
                 with tf.init_scope():
                     self._logs[name] = tf.Variable(0.0, trainable=False)
-            value = strategy.reduce("MEAN", value, axis=None)
-            self._logs[name].assign(tf.cast(value, tf.float32))
+            # Collectives have no mean of booleans, nor one of 8 bits.
+            number = strategy.run(tf.cast, args=(value, tf.float32))
+            mean = strategy.reduce("MEAN", number, axis=None)
+            self._logs[name].assign(mean)

@@ -9,6 +9,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
+
+# TensorFlow has no public way to ask.
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from tfamp import keras_internals
 from tfamp.distribute.strategy import devices_of, static_rows
@@ -92,8 +96,20 @@ def resolve_jit(
     strategy: tf.distribute.Strategy,
     is_custom: bool,
 ) -> bool:
+    """Whether XLA compiles the passes, from `jit` and what `compile` was told.
+
+    Raises:
+        InputError: for an unknown `jit`, one that cannot be, or one that
+            contradicts `compile(jit_compile=...)`.
+    """
     if jit not in (True, False, "auto"):
         raise InputError(f"jit={jit!r}; expected True, False or 'auto'.")
+    compiled = keras_internals.asked_to_jit(model)
+    if compiled is not None and jit == (not compiled):
+        raise InputError(
+            f"jit={jit} contradicts compile(jit_compile={compiled}); leave "
+            "one of the two out."
+        )
     obstacle = None
     if is_custom:
         obstacle = f"{type(model).__name__} overrides train_step"
@@ -107,12 +123,22 @@ def resolve_jit(
                 obstacle = f"layer {layer.path} synchronizes replicas"
     if jit is True and obstacle:
         raise InputError(f"jit=True, but {obstacle}; pass jit=False.")
+    if jit == "auto" and compiled is not None:
+        if compiled and obstacle:
+            logging.warning(
+                "compile(jit_compile=True), but %s: trains without XLA.",
+                obstacle,
+            )
+        return compiled and not obstacle
     if jit == "auto":
         has_accelerator = any(
             "GPU" in device or "TPU" in device
             for device in devices_of(strategy)
         )
-        return has_accelerator and not obstacle
+        # XLA refuses operations on GPUs that it cannot repeat bit by bit.
+        return (
+            has_accelerator and not obstacle and not is_op_determinism_enabled()
+        )
     return bool(jit)
 
 

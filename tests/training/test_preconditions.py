@@ -1,0 +1,72 @@
+"""Who decides whether XLA compiles: `jit`, `compile`, or neither."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+import tfamp
+from tfamp.training import preconditions
+
+GPU = ["/device:GPU:0"]
+
+
+def compiled_model(jit_compile="auto"):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=jit_compile)
+    return model
+
+
+def resolve(jit, model, is_custom=False):
+    return preconditions.resolve_jit(
+        jit, model, tf.distribute.get_strategy(), is_custom
+    )
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    monkeypatch.setattr(preconditions, "devices_of", lambda strategy: GPU)
+    monkeypatch.setattr(
+        keras.Model, "_resolve_auto_jit_compile", lambda self: True
+    )
+
+
+def test_auto_compiles_on_a_gpu_but_not_where_bits_must_repeat(
+    on_a_gpu, monkeypatch
+):
+    model = compiled_model()
+    assert resolve("auto", model) is True
+    monkeypatch.setattr(
+        preconditions, "is_op_determinism_enabled", lambda: True
+    )
+    assert resolve("auto", model) is False
+    assert resolve(True, model) is True
+
+
+def test_determinism_is_asked_of_tensorflow():
+    assert preconditions.is_op_determinism_enabled() is False
+
+
+def test_what_compile_was_told_is_obeyed(on_a_gpu):
+    assert resolve("auto", compiled_model(False)) is False
+
+
+def test_true_of_compile_is_obeyed_on_a_cpu():
+    assert resolve("auto", compiled_model(True)) is True
+    assert resolve("auto", compiled_model()) is False
+
+
+def test_true_of_compile_that_cannot_be_is_said(warnings_of_absl):
+    assert resolve("auto", compiled_model(True), is_custom=True) is False
+    (line,) = warnings_of_absl
+    assert "overrides train_step: trains without XLA" in line
+
+
+def test_a_contradiction_is_one_line():
+    with pytest.raises(tfamp.InputError, match="jit=False contradicts"):
+        resolve(False, compiled_model(True))
+    assert resolve(True, compiled_model(True)) is True
+
+
+def test_false_of_compile_contradicts_jit_on_a_gpu(on_a_gpu):
+    with pytest.raises(tfamp.InputError, match="jit_compile=False"):
+        resolve(True, compiled_model(False))
