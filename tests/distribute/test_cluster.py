@@ -727,3 +727,21 @@ def test_strategy_that_cannot_start_is_one_line(setup, message):
     )
     assert message in result.stdout, result.stderr
     assert result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [([], "RING"), (["0"], "NCCL")])
+def test_workers_with_gpus_ask_for_nccl(monkeypatch, gpus, expected):
+    """AUTO would mean a ring over gRPC."""
+    resolver = cluster.resolve_cluster(workers=["127.0.0.1:1"], worker_index=0)
+    asked = []
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind=None: gpus
+    )
+    monkeypatch.setattr(
+        tf.distribute,
+        "MultiWorkerMirroredStrategy",
+        lambda resolver, options: asked.append(options.implementation.value),
+    )
+    monkeypatch.setattr(cluster, "accept_loopback_only", lambda port: None)
+    cluster.multi_worker_strategy(resolver)
+    assert asked == [expected]

@@ -265,7 +265,9 @@ def trained_on(strategy, base_dtype):
     """Weights and losses of a tiny adaptation in bfloat16, by name."""
     keras.utils.set_random_seed(0)
     tfamp.set_precision("mixed_bfloat16")
-    config = recipe.Config(**SIZE | {"base_dtype": base_dtype})
+    config = recipe.Config(
+        **SIZE | {"base_dtype": base_dtype, "learning_rate": 0.02}
+    )
     rows = bytes_of(16, length=17)
     batches = tf.data.Dataset.from_tensor_slices((rows[:, :-1], rows[:, 1:]))
     with strategy.scope():

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
+from tfamp.step import build
 
 ROWS, BATCH = 22, 8
 OURS = {
@@ -472,3 +473,22 @@ def test_a_plain_or_stock_scaled_optimizer_is_made_safe(mirrored):
         )
         assert int(model.optimizer.iterations.numpy()) > 0
         assert model.optimizer.dynamic
+
+
+def test_frozen_weights_are_not_reduced_at_the_end_of_an_epoch(mirrored):
+    strategy = mirrored(2)
+    with strategy.scope():
+        frozen = keras.layers.Dense(8, dtype="bfloat16", trainable=False)
+        # As Keras's own low-rank weights freeze a kernel: not the layer.
+        adapted = keras.layers.Dense(8, use_bias=False)
+        norm = keras.layers.BatchNormalization()
+        model = keras.Sequential(
+            [keras.Input((4,)), frozen, adapted, norm, keras.layers.Dense(1)]
+        )
+        adapted.kernel.trainable = False
+        model.compile(tfamp.wrap_optimizer("sgd"), "mse")
+
+    moved = build._statistics(model)
+
+    expected = [norm.moving_mean.value, norm.moving_variance.value]
+    assert [id(v) for v in moved] == [id(v) for v in expected]
