@@ -328,3 +328,14 @@ def test_moments_and_decay_of_a_variable_are_found():
     assert not keras_internals.decays(sgd, kernel.value)
     assert keras_internals.updates_as(adam, keras.optimizers.Adam)
     assert not keras_internals.updates_as(sgd, keras.optimizers.Adam)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("auto", None), (True, True), (False, None)],
+)
+def test_what_compile_was_told_of_xla_is_found(told, expected):
+    """On a CPU "auto" becomes False: told the same, it is as if not told."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=told)
+    assert keras_internals.asked_to_jit(model) is expected
