@@ -196,8 +196,8 @@ def evaluate(
         WorkerLostError: another worker stopped answering.
     """
     preconditions.check_compiled(model)
-    preconditions.check_counts({"steps": build})
-    evaluator = Evaluator(model, dataset, build)
+    preconditions.check_counts({"steps": steps})
+    evaluator = Evaluator(model, dataset, steps)
     with model.distribute_strategy.scope():
         keras_internals.build_everything(model, dataset.element_spec)
     with worker_errors():

@@ -126,12 +126,12 @@ class Run:
 
     def _go_to(self, position: Position) -> None:
         """Finds the place in the data."""
-        epochs, build = position.epoch, position.step
+        epochs, steps = position.epoch, position.step
         if self._steps_per_epoch is not None:
             # One iterator serves all epochs.
-            epochs, build = 0, epochs * self._steps_per_epoch + build
+            epochs, steps = 0, epochs * self._steps_per_epoch + steps
         self._iterator = advance(
-            self._batches, self._dataset, epochs=epochs, steps=build
+            self._batches, self._dataset, epochs=epochs, steps=steps
         )
 
     def _epoch(self, begin: Position) -> dict[str, float]:

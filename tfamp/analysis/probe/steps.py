@@ -34,7 +34,7 @@ class Counted:
         fed: by layer, the layers that take what it returns.
     """
 
-    build: int
+    steps: int
     histograms: dict[TensorName, Histogram]
     dtypes: dict[TensorName, str]
     fed: dict[str, set[str]]
