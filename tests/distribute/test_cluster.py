@@ -475,7 +475,7 @@ def test_missing_tpu_is_one_line(tpu_calls, monkeypatch, error):
 WORKER = """
 import json, os, pathlib, signal, socket, sys, time
 import tensorflow as tf
-from tfamp import cluster
+from tfamp.distribute import cluster
 from tfamp.errors import InputError, WorkerLostError
 
 folder, how = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -704,7 +704,7 @@ def test_strategy_that_cannot_start_is_one_line(setup, message):
     script = f"""
     import socket
     import tensorflow as tf
-    from tfamp import cluster
+    from tfamp.distribute import cluster
     from tfamp.errors import InputError
 
     with socket.create_server(("127.0.0.1", 0)) as sock:

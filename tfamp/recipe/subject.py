@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfamp.recipe import program as recipes
+from tfamp.recipe.run_config import start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def open_subject(recipe: types.ModuleType, config: Any) -> Subject:
     Raises:
         InputError: for a config that the recipe or tfamp cannot use.
     """
-    strategy = recipes.start(config)
+    strategy = start(config)
     train_batches, eval_batches = recipe.make_datasets(config)
     with strategy.scope():
         model = recipe.build_model(config)
