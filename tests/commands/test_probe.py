@@ -1,13 +1,13 @@
 """`tfamp probe` writes its findings and refuses what it cannot do."""
 
 import json
-import pathlib
 
 import pytest
 
+from tests.conftest import ROOT
 from tfamp import cli
 
-RECIPE = str(pathlib.Path(__file__).with_name("probe_recipe.py"))
+RECIPE = str(ROOT / "tests" / "analysis" / "probe" / "probe_recipe.py")
 
 
 def test_the_command_writes_json_and_a_report(tmp_path, capsys, fits_schema):

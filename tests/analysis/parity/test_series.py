@@ -22,7 +22,7 @@ from tfamp.analysis.parity.series import Question
 from tfamp.analysis.parity.step_losses import StepLosses
 from tfamp.errors import InputError
 
-RECIPE = str(ROOT / "tests" / "parity_recipe.py")
+RECIPE = parity_recipe.__file__
 
 
 def measure(precision, seed=0, **settings):
