@@ -43,7 +43,7 @@ class Evaluator:
         self._model = model
         self._batches = distribute_batches(strategy, dataset)
         self._loop = Loop(
-            build.evaluation_step(model), strategy, model.run_eagerly
+            build.evaluation_step(model, strategy), strategy, model.run_eagerly
         )
 
     def run(self) -> dict[str, float]:
