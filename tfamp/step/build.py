@@ -327,6 +327,8 @@ def _accumulate(
             return sum_
         is_connected[position] = True
         gradient = tf.cast(tf.convert_to_tensor(gradient), sum_.dtype)
+        # TensorFlow may not know it of a broadcast axis of one.
+        gradient.set_shape(sum_.shape)
         if overwrites[position]:
             return tf.maximum(sum_, gradient)
         return sum_ + gradient

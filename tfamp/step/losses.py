@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals
 from tfamp.step import terms
 from tfamp.step.terms import Plan
 
@@ -22,14 +21,14 @@ def outline(model: keras.Model, data: Any, training: bool) -> Plan:
     found: list[terms.Terms] = []
 
     def pass_(data) -> None:
-        found.append(_recorded(model, data, training)[0])
+        found.append(recorded(model, data, training)[0])
 
     if model.run_eagerly:
         pass_(data)
     else:
         specs = tf.nest.map_structure(_spec, data)
         tf.function(pass_, autograph=False).get_concrete_function(specs)
-    return _plan(found[0])
+    return plan_of(found[0])
 
 
 def denominators(
@@ -49,7 +48,7 @@ def denominators(
     """
     if not any(plan.counted):
         return []
-    found, _ = _recorded(model, data, training=False)
+    found, _ = recorded(model, data, training=False)
     counts = [
         tf.where(rows > 0, tf.cast(leaf.denominator, tf.float32), 0.0)
         for leaf, is_counted in zip(found.leaves, plan.counted, strict=True)
@@ -98,13 +97,17 @@ def loss_of_piece(
         return trained, tf.reduce_mean(loss)
     if plan.total == terms.SUM:
         loss = loss / tf.cast(share, loss.dtype)
+    loss = loss * plan.total_factor
     return loss, loss
 
 
-def _recorded(
-    model: keras.Model, data: Any, training: bool
+def recorded(
+    model: keras.Model, data: Any, training: bool, is_moved: bool = False
 ) -> tuple[terms.Terms, tf.Tensor]:
-    """The terms of a pass that leaves no trace, and the whole loss."""
+    """The terms of a pass that leaves no trace, and the whole loss.
+
+    Weights that are moved a little tell what is 0 by chance.
+    """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
     def pass_():
@@ -115,15 +118,16 @@ def _recorded(
             )
         return found, loss
 
-    return terms.run_unseen(model, pass_)
+    return terms.run_unseen(model, pass_, is_moved)
 
 
 def call(model: keras.Model, x: Any, training: bool) -> Any:
-    """The outputs of a model, also of one whose `call` takes no `training`."""
+    """The outputs of a model, as a step of Keras asks for them."""
     return model(x, training=training)
 
 
-def _plan(found: terms.Terms) -> Plan:
+def plan_of(found: terms.Terms) -> Plan:
+    """What the terms are as their reductions tell."""
     return Plan(
         leaves=tuple(leaf.kind for leaf in found.leaves),
         counted=tuple(leaf.is_counted for leaf in found.leaves),

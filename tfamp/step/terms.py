@@ -10,6 +10,7 @@ the pieces' rows, is the loss of the global batch.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -51,12 +52,17 @@ class Plan(NamedTuple):
     counted: for each of those whether its denominator must be counted.
     added: a kind for each loss of `add_loss` and each regularizer.
     total: the kind of what `compute_loss` returns, given all that.
+    leaf_factors: what undoes a division by the number of replicas that a
+        loss made itself; empty for none. So are the other factors.
     """
 
     leaves: tuple[str, ...]
     counted: tuple[bool, ...]
     added: tuple[str, ...]
     total: str = MEAN
+    leaf_factors: tuple[int, ...] = ()
+    added_factors: tuple[int, ...] = ()
+    total_factor: int = 1
 
 
 class Terms:
@@ -138,28 +144,36 @@ def shared(
         share: the part of the global batch's rows that the piece holds.
         denominators: of the global batch, of the counted losses, in order.
     """
-    remaining = iter(zip(plan.leaves, plan.counted, strict=True))
+    ones = itertools.repeat(1)
+    remaining = iter(
+        zip(
+            plan.leaves,
+            plan.counted,
+            plan.leaf_factors or ones,
+            strict=False,
+        )
+    )
     counts = iter(denominators)
-    kinds = iter(plan.added)
+    kinds = iter(zip(plan.added, plan.added_factors or ones, strict=False))
 
     def scaled(value, kind):
         return value / tf.cast(share, value.dtype) if kind == SUM else value
 
     def leaf(loss, y_true, y_pred, sample_weight):
-        kind, is_counted = next(remaining)
+        kind, is_counted, factor = next(remaining)
         found = leaf_of(loss, y_true, y_pred, sample_weight)
         if kind == EACH:
             return found.numerator
         if is_counted and kind == RATIO:
             count = tf.cast(next(counts), found.numerator.dtype)
-            return tf.math.divide_no_nan(
-                scaled(found.numerator, SUM), count
-            )
+            value = tf.math.divide_no_nan(scaled(found.numerator, SUM), count)
+            return value * factor
         value = tf.math.divide_no_nan(found.numerator, found.denominator)
-        return scaled(value, kind)
+        return scaled(value, kind) * factor
 
     def add(loss):
-        return scaled(tf.reduce_sum(loss), next(kinds))
+        kind, factor = next(kinds)
+        return scaled(tf.reduce_sum(loss), kind) * factor
 
     def count(metric, value) -> None:
         # Keras counts batches here, and so do parts of a batch.
@@ -169,14 +183,27 @@ def shared(
         yield
 
 
-def run_unseen(model: keras.Model, function: Callable[[], Any]) -> Any:
-    """Calls a function of the model that leaves no trace in its variables."""
-    # Keras looks for regularized weights in the scope only.
-    values = [
-        (v, tf.convert_to_tensor(v.value))
-        for v in model.trainable_variables
-        if getattr(v, "regularizer", None) is not None
-    ]
+def run_unseen(
+    model: keras.Model, function: Callable[[], Any], is_moved: bool = False
+) -> Any:
+    """Calls a function of the model that leaves no trace in its variables.
+
+    Args:
+        model: whose variables stay.
+        function: what is called.
+        is_moved: lets it see weights that are moved a little.
+    """
+    if is_moved:
+        values = [
+            (v, _moved(v, i)) for i, v in enumerate(model.trainable_variables)
+        ]
+    else:
+        # Keras looks for regularized weights in the scope only.
+        values = [
+            (v, tf.convert_to_tensor(v.value))
+            for v in model.trainable_variables
+            if getattr(v, "regularizer", None) is not None
+        ]
     with (
         keras_internals.additional_losses_kept(
             keras_internals.all_layers(model)
@@ -184,6 +211,12 @@ def run_unseen(model: keras.Model, function: Callable[[], Any]) -> Any:
         keras.StatelessScope(values, collect_losses=True),
     ):
         return function()
+
+
+def _moved(variable: keras.Variable, seed: int) -> tf.Tensor:
+    value = tf.convert_to_tensor(variable.value)
+    noise = tf.random.stateless_normal(value.shape, [seed, 1])
+    return value + tf.cast(0.05 * noise, value.dtype)
 
 
 def _ignore(metric, value) -> None:
