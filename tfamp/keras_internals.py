@@ -294,6 +294,8 @@ def loss_terms_replaced(
     before = vars(model).get("_aggregate_additional_loss")
     object.__setattr__(model, "_aggregate_additional_loss", add_in_float32)
     losses = model._compile_loss
+    # A `compute_loss` of the model's own may leave it alone, and unbuilt.
+    losses = losses if losses is not None and losses.built else None
     saved = {}
     if losses is not None:
         saved = {
@@ -304,8 +306,7 @@ def loss_terms_replaced(
             for each in losses._flat_losses
         ]
         losses._metrics = [
-            _Counted(functools.partial(count, each))
-            for each in losses._metrics
+            _Counted(functools.partial(count, each)) for each in losses._metrics
         ]
     try:
         yield

@@ -158,8 +158,10 @@ class _Trial:
 
     def _run(self, pass_: Callable, data: Any, in_scope: bool = False) -> dict:
         def run():
-            function = pass_ if self.model.run_eagerly else tf.function(
-                pass_, autograph=False
+            function = (
+                pass_
+                if self.model.run_eagerly
+                else tf.function(pass_, autograph=False)
             )
             return tf.nest.map_structure(float, function(data))
 
@@ -216,9 +218,7 @@ class _Trial:
             if is_counted
         ]
         # Outside of scopes nothing was divided.
-        plain = plan._replace(
-            leaf_factors=(), added_factors=(), total_factor=1
-        )
+        plain = plan._replace(leaf_factors=(), added_factors=(), total_factor=1)
         values = []
         for i in (None, 0, 1):
             data, part = self.data, 1.0
