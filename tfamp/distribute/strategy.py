@@ -155,13 +155,16 @@ def distribute_batches(
     if replicas > 1:
         _check_can_split(dataset.element_spec, replicas)
 
+    # A dataset hands a tuple on as arguments, and a tuple of one is a tuple.
+    is_tuple = type(dataset.element_spec) is tuple
+
     def dataset_fn(context: tf.distribute.InputContext) -> tf.data.Dataset:
         # The replicas of this worker, in order.
         count = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * count
 
         def share_of(replica, *batch) -> Share:
-            batch = batch if len(batch) > 1 else batch[0]
+            batch = batch if is_tuple else batch[0]
             data, rows = split_evenly(batch, replica, replicas)
             return Share(data, rows, count_rows(batch))
 
@@ -202,6 +205,8 @@ def split_evenly(batch: Any, index, count: int) -> tuple[Any, tf.Tensor]:
     def piece(tensor):
         if tensor is None:
             return None
+        if isinstance(tensor, tf.SparseTensor):
+            return _sparse_rows(tensor, first, last)
         taken = tensor[first:last]
         static = tensor.shape[0] if isinstance(tensor, tf.Tensor) else None
         if static is not None and static % count == 0:
@@ -214,10 +219,19 @@ def split_evenly(batch: Any, index, count: int) -> tuple[Any, tf.Tensor]:
 
 def count_rows(batch: Any) -> tf.Tensor:
     """The rows of a batch: an int64 scalar."""
-    first = tf.nest.flatten(batch)[0]
+    first = next(each for each in tf.nest.flatten(batch) if each is not None)
     if isinstance(first, tf.RaggedTensor):
         return tf.cast(first.nrows(), tf.int64)
+    if isinstance(first, tf.SparseTensor):
+        return first.dense_shape[0]
     return tf.shape(first, out_type=tf.int64)[0]
+
+
+def _sparse_rows(tensor: tf.SparseTensor, first, last) -> tf.SparseTensor:
+    shape = tensor.dense_shape
+    begin = tf.concat([[first], tf.zeros_like(shape[1:])], 0)
+    size = tf.concat([[last - first], shape[1:]], 0)
+    return tf.sparse.slice(tensor, begin, size)
 
 
 def static_rows(element_spec: Any) -> int | None:

@@ -6,7 +6,6 @@ what makes XLA work under every strategy.
 """
 
 import contextlib
-import inspect
 from collections.abc import Callable
 
 import keras
@@ -18,6 +17,8 @@ from tfamp.distribute import reduction
 from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.layers.cross_entropy import sparse_cross_entropy
 from tfamp.scaling.gradients import Gradient
+from tfamp.step import losses
+from tfamp.step.terms import Plan
 
 Logs = dict[str, tf.Tensor]
 Step = Callable[[Share], Logs]
@@ -28,21 +29,28 @@ def train_step(
     strategy: tf.distribute.Strategy,
     microbatches: int,
     jit: bool,
+    plan: Plan | None = None,
 ) -> Step:
-    """The training step of a compiled model, for `strategy.run`."""
+    """The training step of a compiled model, for `strategy.run`.
+
+    Args:
+        model: compiled and built.
+        strategy: what it runs under.
+        microbatches: pieces of a replica's share.
+        jit: compile forward and backward passes with XLA.
+        plan: what the terms of the loss are, where the batch is trained on in
+            pieces; None for what the reductions tell.
+    """
     optimizer = model.optimizer
     variables = model.trainable_variables
     statistics = _statistics(model)
-    replicas = strategy.num_replicas_in_sync
+    is_whole = strategy.num_replicas_in_sync * microbatches == 1
 
     @tf.autograph.experimental.do_not_convert
-    def gradients_of(data, rows, batch_rows) -> tuple[list[Gradient], Logs]:
-        """Scaled gradients of these rows' part in the global mean loss."""
-        # Keras divides by the rows it sees and by the replicas; this makes it
-        # a division by the rows of the global batch.
-        weight = tf.cast(rows * replicas, tf.float32) / tf.cast(
-            batch_rows, tf.float32
-        )
+    def gradients_of(
+        data, rows, batch_rows, pieces=None
+    ) -> tuple[list[Gradient], Logs]:
+        """Scaled gradients of these rows' part in the loss of the batch."""
         forget = remember(model.metrics_variables)
         # A function per trace: each replica has variables of its own.
         passes = (
@@ -50,25 +58,37 @@ def train_step(
             if jit
             else _passes
         )
-        loss, outputs, masks, gradients = passes(data, weight)
-        tf.nest.map_structure(keras_internals.attach_mask, outputs, masks)
-        logs = _update_metrics(
-            model, data, outputs, loss * replicas, rows, forget
+        loss, outputs, masks, gradients = passes(
+            data, rows, batch_rows, *(pieces or (None, []))
         )
+        tf.nest.map_structure(keras_internals.attach_mask, outputs, masks)
+        logs = _update_metrics(model, data, outputs, loss, rows, forget)
         return gradients, logs
 
     @tf.autograph.experimental.do_not_convert
-    def _passes(data, weight):
+    def _passes(data, rows, batch_rows, plan, counts):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
-            outputs = model(x, training=True)
+            outputs = losses.call(model, x, training=True)
             with _lean_losses(jit):
-                loss = _compute_loss(model, x, y, outputs, sample_weight)
-            loss = tf.cast(loss, tf.float32)
-            scaled_loss = optimizer.scale_loss(loss * weight)
+                arguments = (x, y, outputs, sample_weight)
+                if plan is None:
+                    trained = logged = losses.compute_loss(model, *arguments)
+                    part = 1.0
+                else:
+                    trained, logged = losses.loss_of_piece(
+                        model, plan, _part(rows, batch_rows), counts, arguments
+                    )
+                    part = tf.cast(rows, tf.float32) / tf.cast(
+                        batch_rows, tf.float32
+                    )
+            logged = tf.cast(logged, tf.float32)
+            scaled_loss = optimizer.scale_loss(
+                tf.cast(trained, tf.float32) * part
+            )
         gradients = tape.gradient(scaled_loss, [v.value for v in variables])
         masks = tf.nest.map_structure(keras_internals.mask_of, outputs)
-        return loss, outputs, masks, gradients
+        return logged, outputs, masks, gradients
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
@@ -76,11 +96,12 @@ def train_step(
             data, rows = split_evenly(share.data, i, microbatches)
             # None counts of a share whose only row must not.
             rows = tf.minimum(rows, share.rows)
-            return gradients_of(data, rows, share.batch_rows)[0]
+            return gradients_of(data, rows, share.batch_rows, pieces)[0]
 
+        pieces = None if is_whole else _pieces(model, plan, share, True)
         forget = remember(statistics)
         if microbatches == 1:
-            gradients, logs = gradients_of(*share)
+            gradients, logs = gradients_of(*share, pieces)
         else:
             gradients = _accumulate(gradients_of_piece, microbatches, variables)
             logs = {}
@@ -104,13 +125,49 @@ def custom_train_step(model: keras.Model) -> Step:
     return step
 
 
-def evaluation_step(model: keras.Model) -> Step:
-    """The evaluation step of a compiled model; counts each row once."""
+def evaluation_step(
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    plan: Plan | None = None,
+) -> Step:
+    """The evaluation step of a compiled model; counts each row once.
+
+    Args:
+        model: compiled and built.
+        strategy: what it runs under.
+        plan: what the terms of the loss are, where there are several
+            replicas; None for what the reductions tell.
+    """
+    is_whole = strategy.num_replicas_in_sync == 1
+    is_custom = type(model).test_step is not keras.Model.test_step
+
+    @tf.autograph.experimental.do_not_convert
+    def test_piece(share: Share, plan: Plan, counts: list[tf.Tensor]) -> None:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(share.data)
+        outputs = losses.call(model, x, training=False)
+        _, logged = losses.loss_of_piece(
+            model,
+            plan,
+            _part(share.rows, share.batch_rows),
+            counts,
+            (x, y, outputs, sample_weight),
+            training=False,
+        )
+        keras_internals.loss_tracker(model).update_state(
+            logged, sample_weight=tf.cast(share.rows, tf.float32)
+        )
+        model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
+        is_plain = is_whole or is_custom
+        pieces = None if is_plain else _pieces(model, plan, share, False)
+
         def count() -> None:
-            model.test_step(share.data)
+            if pieces is None:
+                model.test_step(share.data)
+            else:
+                test_piece(share, *pieces)
 
         tf.cond(share.rows > 0, count, lambda: None)
         return {}
@@ -177,13 +234,19 @@ def _lean_losses(jit: bool) -> contextlib.AbstractContextManager:
     return keras_internals.sparse_cross_entropy_replaced(sparse_cross_entropy)
 
 
-def _compute_loss(model, x, y, outputs, sample_weight):
-    arguments = {"x": x, "y": y, "y_pred": outputs}
-    arguments["sample_weight"] = sample_weight
-    # Models written for early Keras 3 override it without `training`.
-    if "training" in inspect.signature(model.compute_loss).parameters:
-        arguments["training"] = True
-    return model.compute_loss(**arguments)
+def _pieces(
+    model: keras.Model, plan: Plan | None, share: Share, training: bool
+) -> tuple[Plan, list[tf.Tensor]]:
+    """What the pieces of a batch need to know of the whole."""
+    if plan is None:
+        plan = losses.outline(model, share.data, training)
+    return plan, losses.denominators(model, plan, share.data, share.rows)
+
+
+def _part(rows: tf.Tensor, batch_rows: tf.Tensor) -> tf.Tensor:
+    """The part of the batch that a piece is; of no rows as if of one."""
+    rows = tf.maximum(rows, 1)
+    return tf.cast(rows, tf.float32) / tf.cast(batch_rows, tf.float32)
 
 
 def _update_metrics(model, data, outputs, loss, rows, forget) -> Logs:
@@ -206,6 +269,8 @@ def _update_metrics(model, data, outputs, loss, rows, forget) -> Logs:
         update_loss()
         update_metrics()
 
+    # A loss that was not reduced logs the mean of its entries.
+    loss = tf.reduce_mean(loss)
     counts = tf.logical_and(tf.math.is_finite(loss), rows > 0)
     if type(model).compute_metrics is keras.Model.compute_metrics:
         if model.metrics == [tracker]:
@@ -256,6 +321,8 @@ def _accumulate(
             return sum_
         is_connected[position] = True
         gradient = tf.cast(tf.convert_to_tensor(gradient), sum_.dtype)
+        # TensorFlow may not know it of a broadcast axis of one.
+        gradient.set_shape(sum_.shape)
         if overwrites[position]:
             return tf.maximum(sum_, gradient)
         return sum_ + gradient

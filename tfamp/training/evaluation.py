@@ -12,6 +12,7 @@ from tfamp import keras_internals
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import INPUT_ERROR_MARK, InputError
 from tfamp.step import build
+from tfamp.step.trial import plan_of
 from tfamp.training import preconditions
 from tfamp.training.loop import Loop
 
@@ -42,11 +43,13 @@ class Evaluator:
         strategy = model.distribute_strategy
         self._model = model
         self._batches = distribute_batches(strategy, dataset)
-        self._loop = Loop(
-            build.evaluation_step(model), strategy, model.run_eagerly
-        )
+        self._dataset = dataset
+        # Made when the model, its loss and metrics are built.
+        self._loop: Loop | None = None
 
     def run(self) -> dict[str, float]:
+        if self._loop is None:
+            self._loop = self._make_loop()
         self._model.reset_metrics()
         limit = self._limit
         iterator = iter(self._batches)
@@ -61,6 +64,16 @@ class Evaluator:
         if self._loop.steps == begin:
             raise InputError("The dataset ended before the first batch.")
         return metrics_now(self._model, keras.Model.test_step)
+
+    def _make_loop(self) -> Loop:
+        model = self._model
+        strategy = model.distribute_strategy
+        plan = None
+        if type(model).test_step is keras.Model.test_step:
+            replicas = strategy.num_replicas_in_sync
+            plan = plan_of(model, self._dataset, replicas, training=False)
+        step = build.evaluation_step(model, strategy, plan)
+        return Loop(step, strategy, model.run_eagerly)
 
 
 def metrics_now(model: keras.Model, step: Callable) -> dict[str, float]:

@@ -22,6 +22,8 @@ from tfamp.overflow.replay import Replay
 from tfamp.precision.policy import precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.step import build
+from tfamp.step.terms import Plan
+from tfamp.step.trial import plan_of
 from tfamp.training import observers, preconditions
 from tfamp.training.callbacks import FILE_WRITERS, ProgressBar, ScaleTimeline
 from tfamp.training.evaluation import Evaluator
@@ -119,6 +121,10 @@ def fit(
         preconditions.check_can_accumulate(model)
     if not model.trainable_variables:
         raise InputError(f"Model {model.name!r} has no trainable weights.")
+    plan = None
+    if not is_custom:
+        pieces = strategy.num_replicas_in_sync * microbatches
+        plan = plan_of(model, dataset, pieces, training=True)
     optimizers = _loss_scale_optimizers(model)
     for optimizer in optimizers.values():
         optimizer.all_reduce_dtype = all_reduce_dtype
@@ -128,7 +134,7 @@ def fit(
     run = Run(
         model,
         dataset,
-        _step(model, is_custom, microbatches, jit),
+        _step(model, is_custom, microbatches, jit, plan),
         steps_per_epoch=steps_per_epoch,
         validation_data=validation_data,
         watch=watch.OverflowWatch(
@@ -138,7 +144,7 @@ def fit(
             if kept is None
             else Replay(
                 model,
-                _step(model, is_custom, microbatches=1, jit=False),
+                _step(model, is_custom, 1, False, plan),
                 optimizers,
                 kept,
                 microbatches,
@@ -206,12 +212,16 @@ def evaluate(
 
 
 def _step(
-    model: keras.Model, is_custom: bool, microbatches: int, jit: bool
+    model: keras.Model,
+    is_custom: bool,
+    microbatches: int,
+    jit: bool,
+    plan: Plan | None,
 ) -> build.Step:
     if is_custom:
         return build.custom_train_step(model)
     strategy = model.distribute_strategy
-    return build.train_step(model, strategy, microbatches, jit)
+    return build.train_step(model, strategy, microbatches, jit, plan)
 
 
 def _kept_step(

@@ -1,5 +1,7 @@
 """Many steps in one graph call."""
 
+import contextlib
+
 import tensorflow as tf
 
 from tfamp.overflow.kept_step import KeptStep
@@ -41,14 +43,20 @@ class Loop:
         @tf.autograph.experimental.do_not_convert
         def one_step(iterator) -> tf.Tensor | None:
             share = iterator.get_next()
-            if kept is not None:
-                kept.keep(share)
-            logs = strategy.run(step, args=(share,))
-            has_event = None if kept is None else kept.has_event()
-            self._keep(strategy, logs)
             rows = strategy.experimental_local_results(share.batch_rows)[0]
-            self._done.assign_add(tf.stack([tf.ones_like(rows), rows]))
+            with _after(rows):
+                if kept is not None:
+                    kept.keep(share)
+                logs = strategy.run(step_on, args=(share,))
+                has_event = None if kept is None else kept.has_event()
+                self._keep(strategy, logs)
+                self._done.assign_add(tf.stack([tf.ones_like(rows), rows]))
             return has_event
+
+        @tf.autograph.experimental.do_not_convert
+        def step_on(share) -> Logs:
+            with _after(share.batch_rows):
+                return step(share)
 
         @tf.function(reduce_retracing=True)
         @tf.autograph.experimental.do_not_convert
@@ -106,3 +114,14 @@ class Loop:
             number = strategy.run(tf.cast, args=(value, tf.float32))
             mean = strategy.reduce("MEAN", number, axis=None)
             self._logs[name].assign(mean)
+
+
+def _after(tensor: tf.Tensor) -> contextlib.AbstractContextManager:
+    """Within it nothing runs in a graph before that tensor is there.
+
+    Where the data end, operations that need nothing of the batch would run
+    for a step that does not come: those that draw, count and log.
+    """
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    return tf.control_dependencies([tensor])

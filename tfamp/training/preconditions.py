@@ -82,12 +82,6 @@ def check_can_accumulate(model: keras.Model) -> None:
                 f"Layer {layer.path} synchronizes replicas, which no "
                 "microbatch can; use microbatches=1 or synchronized=False."
             )
-    for loss in tf.nest.flatten(model.loss):
-        if getattr(loss, "reduction", None) == "sum":
-            raise InputError(
-                f"Loss {loss.name!r} sums over rows, which no mean over "
-                "microbatches equals; use reduction='sum_over_batch_size'."
-            )
 
 
 def resolve_jit(

@@ -1,0 +1,172 @@
+"""Every way to write a loss: the numbers of the global batch, by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfamp
+from benchmarks.global_batch import REFERENCES, differences
+from tfamp.distribute.strategy import distribute_batches
+
+SPLITS = [(r, k) for r in (1, 2, 3) for k in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("case", REFERENCES)
+def test_update_and_loss_of_three_microbatches_are_those_by_hand(
+    case, mirrored
+):
+    found = differences(case, mirrored(1), 3, evaluates=False)
+
+    assert max(found) < 1e-5
+
+
+@pytest.mark.parametrize("case", ["mask_zero", "own scalar sum"])
+def test_update_and_loss_of_two_replicas_are_those_by_hand(case, mirrored):
+    found = differences(case, mirrored(2), 1)
+
+    assert max(found) < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("replicas", "microbatches"), SPLITS)
+@pytest.mark.parametrize("case", REFERENCES)
+def test_update_and_loss_are_those_by_hand_on_every_split(
+    case, replicas, microbatches, jit, mirrored
+):
+    found = differences(case, mirrored(replicas), microbatches, jit)
+
+    assert max(found) < 1e-5
+
+
+def linear(loss):
+    model = keras.Sequential(
+        [
+            keras.Input([1]),
+            keras.layers.Dense(1, use_bias=False, kernel_initializer="ones"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), loss=loss)
+    return model
+
+
+def four_rows():
+    x = np.array([[1.0], [2.0], [3.0], [6.0]], "float32")
+    return tf.data.Dataset.from_tensor_slices((x, 0 * x)).batch(4)
+
+
+def root_mean_square(y, outputs):
+    return keras.ops.sqrt(keras.ops.mean(keras.ops.square(outputs - y)))
+
+
+def test_what_is_neither_mean_nor_sum_is_refused_in_pieces():
+    with pytest.raises(tfamp.InputError, match="neither a mean nor a sum"):
+        tfamp.fit(
+            linear(root_mean_square), four_rows(), microbatches=2, verbose=0
+        )
+
+
+def test_what_is_neither_mean_nor_sum_trains_in_one_piece():
+    model = linear(root_mean_square)
+
+    history = tfamp.fit(model, four_rows(), verbose=0).history
+
+    np.testing.assert_allclose(history["loss"], np.sqrt(50 / 4), rtol=1e-6)
+
+
+def with_keras_loss(y, outputs):
+    return keras.losses.MeanSquaredError()(y, outputs)
+
+
+def test_a_loss_object_within_a_function_is_the_same_on_two_replicas(mirrored):
+    with mirrored(2).scope():
+        model = linear(with_keras_loss)
+
+    history = tfamp.fit(model, four_rows(), verbose=0).history
+
+    # The mean of squares is 50 / 4, its gradient twice that.
+    np.testing.assert_allclose(history["loss"], 12.5, rtol=1e-6)
+    np.testing.assert_allclose(
+        model.get_weights()[0], [[1 - 0.1 * 25]], rtol=1e-6
+    )
+
+
+def test_a_loss_that_is_0_on_the_first_batch_is_looked_at_elsewhere():
+    def hinge_sum(y, outputs):
+        return keras.ops.sum(keras.ops.relu(outputs - y))
+
+    model = linear(hinge_sum)
+    x = np.array([[1.0], [2.0], [3.0], [6.0]], "float32")
+    # Outputs are the labels in the first batch, and 1 more in the second.
+    data = tf.data.Dataset.from_tensor_slices(
+        (np.concatenate([x, x]), np.concatenate([x, x - 1]))
+    ).batch(4)
+
+    history = tfamp.fit(model, data, microbatches=2, verbose=0).history
+
+    np.testing.assert_allclose(history["loss"], (0 + 4) / 2, rtol=1e-6)
+
+
+class Counting(keras.Model):
+    """Counts its steps in a weight, a metric and a seed."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = keras.layers.Dropout(0.5, seed=3)
+        self.dense = keras.layers.Dense(1)
+        self.count = self.add_weight(
+            shape=(), initializer="zeros", trainable=False
+        )
+        self.mine = keras.metrics.Sum(name="mine")
+
+    def call(self, x, training=None):
+        if training:
+            self.count.assign_add(1.0)
+        return self.dense(self.dropout(x, training=training))
+
+    def compute_loss(self, *arguments, **options):
+        self.mine.update_state(1.0)
+        return super().compute_loss(*arguments, **options)
+
+
+@pytest.mark.parametrize("steps_per_loop", [1, 3])
+def test_no_part_of_a_step_runs_where_data_of_unknown_length_end(
+    steps_per_loop,
+):
+    x = np.ones((8, 4), "float32")
+    known = tf.data.Dataset.from_tensor_slices((x, x[:, :1]))
+    known = known.batch(4, drop_remainder=True)
+    seeds = []
+    for data in (known, known.filter(lambda *batch: True)):
+        model = Counting()
+        model.compile("sgd", "mse")
+
+        history = tfamp.fit(
+            model, data, verbose=0, steps_per_loop=steps_per_loop
+        ).history
+
+        assert float(model.count.numpy()) == 2.0
+        assert history["mine"] == [2.0]
+        seeds.append(model.dropout.seed_generator.state.numpy())
+    np.testing.assert_array_equal(*seeds)
+
+
+def test_a_univariate_series_without_drop_remainder_trains_in_pieces():
+    model = keras.Sequential([keras.Input([4, 1]), keras.layers.Dense(2)])
+    model.compile("sgd", loss="mse")
+    x = np.ones((3, 4, 1), "float32")
+    data = tf.data.Dataset.from_tensor_slices((x, np.ones((3, 4, 2)))).batch(2)
+
+    history = tfamp.fit(model, data, microbatches=2, verbose=0).history
+
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_a_tuple_of_one_stays_a_tuple_of_one():
+    ones = np.ones((4, 3), "float32")
+    data = tf.data.Dataset.from_tensors(((ones, ones),))
+
+    share = next(iter(distribute_batches(tf.distribute.get_strategy(), data)))
+
+    assert [len(share.data), len(share.data[0])] == [1, 2]
