@@ -22,6 +22,7 @@ ORDER = (
     "distribute",
     "scaling",
     "precision",
+    "accumulation",
     "layers",
     "checkpoint",
     "step",
