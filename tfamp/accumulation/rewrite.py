@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from tfamp.accumulation.kernels import KERNELS
+from tfamp.accumulation.trials import KERNELS
 
 NARROW = {
     tf.float16.as_datatype_enum: "float16",
@@ -139,7 +139,10 @@ def _widen(
             node.input[i] = rounded.get(source, source)
     for key in results or {}:
         results[key] = rounded.get(results[key], results[key])
-    copies = [tf.compat.v1.NodeDef.FromString(n.SerializeToString()) for n in all_nodes]
+    copies = [
+        tf.compat.v1.NodeDef.FromString(n.SerializeToString())
+        for n in all_nodes
+    ]
     del nodes[:]
     nodes.extend(copies)
     return changed

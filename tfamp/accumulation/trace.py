@@ -67,9 +67,7 @@ def _inlined(
     graph_def = traced.graph.as_graph_def()
     has_gpu = tf.config.list_logical_devices("GPU")
     names = []
-    if sums_in_float32(
-        graph_def, adds_in_16_bits, "GPU" if has_gpu else "CPU"
-    ):
+    if sums_in_float32(graph_def, adds_in_16_bits, "GPU" if has_gpu else "CPU"):
         # The runtime looks for the bodies of loops and branches by name, and
         # an import alone tells their graph only.
         for function in graph_def.library.function:
