@@ -24,6 +24,7 @@ ORDER = (
     "scaling",
     "precision",
     "taps",
+    "accumulation",
     "layers",
     "checkpoint",
     "step",

@@ -94,6 +94,15 @@ KNOWN_ISSUES = (
         lambda hardware: hardware.kind == "cpu",
     ),
     KnownIssue(
+        "tensorflow",
+        "==2.21.*",
+        "Kernels on CPUs add in the 16 bits of their tensors: gradients of "
+        "biases and of gathered rows, segment, scatter and cumulative sums "
+        "stall at 256 in bfloat16, at 2048 in float16.",
+        "Use tfamp.fit, which makes these sums in float32.",
+        lambda hardware: hardware.kind == "cpu",
+    ),
+    KnownIssue(
         "tensorflow-datasets",
         "==4.9.10",
         "tfds.load fails with ModuleNotFoundError: it needs "

@@ -117,6 +117,7 @@ def fit(
         if not is_custom:
             _make_optimizer_safe(model)
         keras_internals.build_everything(model, dataset.element_spec)
+    preconditions.warn_of_eager_sums(model)
     if microbatches > 1:
         preconditions.check_can_accumulate(model)
     if not model.trainable_variables:

@@ -4,6 +4,7 @@ import contextlib
 
 import tensorflow as tf
 
+from tfamp.accumulation.trace import summing_in_float32
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.step.build import Logs, Step
 
@@ -59,7 +60,7 @@ class Loop:
                 return step(share)
 
         @tf.function(reduce_retracing=True)
-        @tf.autograph.experimental.do_not_convert
+        @summing_in_float32
         def many_steps(iterator, steps) -> tf.Tensor:
             def body(i):
                 has_event = one_step(iterator)

@@ -17,6 +17,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from tfamp import keras_internals
 from tfamp.distribute.strategy import devices_of, static_rows
 from tfamp.errors import InputError
+from tfamp.precision.policy import precision_of
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:
@@ -73,6 +74,17 @@ def cardinality(dataset: tf.data.Dataset) -> int | None:
 
 def is_endless(dataset: tf.data.Dataset) -> bool:
     return int(dataset.cardinality().numpy()) == tf.data.INFINITE_CARDINALITY
+
+
+def warn_of_eager_sums(model: keras.Model) -> None:
+    """Says what only a traced step can be spared."""
+    if model.run_eagerly and precision_of(model) != "float32":
+        logging.warning(
+            "run_eagerly=True leaves TensorFlow's kernels as they are, of "
+            "which some add in 16 bits: sums over many rows, gradients of "
+            "biases among them, may be far off. Without it they are made in "
+            "float32."
+        )
 
 
 def check_can_accumulate(model: keras.Model) -> None:

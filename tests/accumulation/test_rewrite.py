@@ -1,0 +1,306 @@
+"""What is traced adds in float32, whatever kernel adds and wherever it is."""
+
+import gc
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from tfamp.accumulation import kernels, rewrite
+from tfamp.accumulation.trace import summing_in_float32
+
+# Above 2048, where float16 stalls, and 256, where bfloat16 does; a number of
+# both formats.
+ROWS = 3072
+PIECE = 2.0**-4
+DTYPES = ("bfloat16", "float16")
+
+
+def in_graph(function, *args):
+    """What a function gives in a graph that was changed."""
+    return tf.function(summing_in_float32(function), autograph=False)(*args)
+
+
+def pieces(dtype, *shape):
+    return tf.fill(shape or (ROWS, 2), tf.cast(PIECE, dtype))
+
+
+def zeros():
+    return tf.zeros([ROWS], tf.int32)
+
+
+def bias_gradient(x):
+    bias = tf.zeros([2], x.dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(bias)
+        outputs = tf.nn.bias_add(tf.zeros_like(x), bias)
+    return tape.gradient(outputs, bias, x)
+
+
+def gradient_of_broadcast_sum(x):
+    bias = tf.zeros([2], x.dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(bias)
+        outputs = keras.ops.add(tf.zeros_like(x), bias)
+    return tape.gradient(outputs, bias, x)
+
+
+def gradient_of_broadcast_to(x):
+    bias = tf.zeros([2], x.dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(bias)
+        outputs = tf.broadcast_to(bias, tf.shape(x))
+    return tape.gradient(outputs, bias, x)
+
+
+def gradient_of_gather(x):
+    table = tf.zeros([1, 2], x.dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(table)
+        outputs = tf.gather(tf.tile(table, [2, 1]), zeros())
+    return tape.gradient(outputs, table, x)
+
+
+def gradient_of_gather_nd(x):
+    table = tf.zeros([1, 2], x.dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(table)
+        outputs = tf.gather_nd(table, zeros()[:, None])
+    return tf.convert_to_tensor(tape.gradient(outputs, table, x))
+
+
+SUMS = {
+    "reduce_sum": lambda x: tf.reduce_sum(x, 0),
+    "keras sum": lambda x: keras.ops.sum(x, axis=0),
+    "mean": lambda x: tf.reduce_mean(x, 0) * ROWS,
+    "cumsum": lambda x: tf.cumsum(x)[-1],
+    "reverse cumsum": lambda x: tf.cumsum(x, reverse=True)[0],
+    "keras cumsum": lambda x: keras.ops.cumsum(x, axis=0)[-1],
+    "segment_sum": lambda x: tf.math.segment_sum(x, zeros()),
+    "keras segment_sum": lambda x: keras.ops.segment_sum(
+        x, zeros(), num_segments=1
+    ),
+    "unsorted_segment_sum": lambda x: tf.math.unsorted_segment_sum(
+        x, zeros(), 1
+    ),
+    "unsorted_segment_mean": lambda x: (
+        tf.math.unsorted_segment_mean(x, zeros(), 1) * ROWS
+    ),
+    "sparse segment_sum": lambda x: tf.sparse.segment_sum(
+        x, tf.range(ROWS), zeros()
+    ),
+    "scatter_nd": lambda x: tf.scatter_nd(zeros()[:, None], x, [1, 2]),
+    "keras scatter": lambda x: keras.ops.scatter(zeros()[:, None], x, (1, 2)),
+    "tensor_scatter_add": lambda x: tf.tensor_scatter_nd_add(
+        tf.zeros([1, 2], x.dtype), zeros()[:, None], x
+    ),
+    "tensor_scatter_sub": lambda x: (
+        -tf.tensor_scatter_nd_sub(
+            tf.zeros([1, 2], x.dtype), zeros()[:, None], x
+        )
+    ),
+    "einsum": lambda x: tf.einsum("ab->b", x),
+    "matmul": lambda x: tf.matmul(tf.ones([1, ROWS], x.dtype), x),
+    "add_n": lambda x: tf.add_n([x[i] for i in range(0, ROWS, 6)]) * 6,
+    "bias gradient": bias_gradient,
+    "broadcast gradient": gradient_of_broadcast_sum,
+    "broadcast_to gradient": gradient_of_broadcast_to,
+    "gather gradient": gradient_of_gather,
+    "gather_nd gradient": gradient_of_gather_nd,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_sum_of_3072_equal_pieces_is_right(dtype):
+    def all_sums(x):
+        return {name: function(x) for name, function in SUMS.items()}
+
+    for name, value in in_graph(all_sums, pieces(dtype)).items():
+        assert value.dtype == dtype, name
+        # Powers of two times 3: no rounding anywhere.
+        right = np.full(value.shape, ROWS * PIECE)
+        np.testing.assert_array_equal(tf.cast(value, "float64"), right, name)
+
+
+def test_the_same_sums_stall_as_tensorflow_makes_them():
+    stalled = SUMS["cumsum"](pieces("bfloat16"))
+    assert float(stalled[0]) == 256 * PIECE
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_many_factors(dtype):
+    # (1 + 2^-7)^256 by repeated multiplication.
+    x = tf.fill([256], tf.cast(1 + 2**-7, dtype))
+
+    def products(x):
+        return tf.reduce_prod(x), tf.math.cumprod(x)[-1]
+
+    for value in in_graph(products, x):
+        assert float(value) == pytest.approx((1 + 2**-7) ** 256, rel=0.005)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_pooling_and_of_depthwise_filters(dtype):
+    images = pieces(dtype, 4, 32, 32, 2)
+    filters = tf.zeros([1, 1, 2, 1], dtype)
+
+    def gradients(images, filters):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([images, filters])
+            pooled = tf.nn.avg_pool2d(images, 31, 1, "VALID")
+            filtered = tf.nn.depthwise_conv2d(images, filters, [1] * 4, "SAME")
+        return (
+            tape.gradient(pooled, images),
+            tape.gradient(filtered, filters),
+        )
+
+    of_images, of_filters = in_graph(gradients, images, filters)
+    # An inner pixel is in all four windows, of 31 x 31 pixels each.
+    assert float(of_images[0, 16, 16, 0]) == pytest.approx(4 / 961, rel=0.01)
+    assert float(of_filters[0, 0, 0, 0]) == 4 * 32 * 32 * PIECE
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["", "XLA"])
+def test_functions_loops_branches_and_their_gradients(jit):
+    def total(x):
+        return tf.math.unsorted_segment_sum(x, zeros(), 1)[0]
+
+    inner = tf.function(total, autograph=False, jit_compile=jit)
+
+    def work(x):
+        with tf.GradientTape() as tape:
+            bias = tf.zeros([2], x.dtype)
+            tape.watch(bias)
+            _, looped = tf.while_loop(
+                lambda i, _: i < 2,
+                lambda i, sums: (i + 1, sums + total(x + bias)),
+                [0, tf.zeros([2], x.dtype)],
+                maximum_iterations=2,
+            )
+            branched = tf.cond(
+                x[0, 0] > 0, lambda: total(x + bias), lambda: x[0]
+            )
+            called = inner(x + bias)
+        values = [looped, branched, called]
+        return [*values, tape.gradient(values, bias)]
+
+    sums = in_graph(work, pieces("bfloat16"))
+    # The last is what each row of the four sums passes on to the bias.
+    right = [2 * ROWS * PIECE, ROWS * PIECE, ROWS * PIECE, 4 * ROWS]
+    assert [float(value[0]) for value in sums] == right
+
+
+def test_gradients_through_a_loop():
+    def gradient(x):
+        bias = tf.zeros([2], x.dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(bias)
+            _, sums = tf.while_loop(
+                lambda i, _: i < 2,
+                lambda i, sums: (i + 1, sums + tf.nn.bias_add(x, bias)),
+                [0, tf.zeros_like(x)],
+                maximum_iterations=2,
+            )
+        return tape.gradient(sums, bias, x)
+
+    value = in_graph(gradient, pieces("bfloat16"))
+    assert float(value[0]) == 2 * ROWS * PIECE
+
+
+def test_a_cast_to_float32_takes_the_sum_unrounded():
+    ones = tf.ones([1001], "bfloat16")
+    total, rounded = in_graph(
+        lambda x: (tf.cast(tf.cumsum(x)[-1:], "float32"), tf.cumsum(x)[-1]),
+        ones,
+    )
+    assert float(rounded) == 1000
+    direct = in_graph(lambda x: tf.cast(tf.cumsum(x), "float32"), ones)
+    assert float(direct[-1]) == 1001
+    assert float(total[0]) == 1000
+
+
+def test_structures_side_effects_and_python_functions_are_kept():
+    count = tf.Variable(0)
+
+    def work(x):
+        count.assign_add(1)
+        doubled = tf.numpy_function(lambda v: v * 2, [x], x.dtype)
+        count.assign_add(tf.cast(count > 0, "int32"))
+        slices = tf.IndexedSlices(tf.cumsum(x), tf.constant([0, 1]))
+        return {"a": (doubled, None), "b": slices}
+
+    function = tf.function(summing_in_float32(work), autograph=False)
+    result = function(tf.ones([2], "float16"))
+    gc.collect()
+    result = function(tf.ones([2], "float16"))
+    assert result["a"][1] is None
+    assert float(result["a"][0][0]) == 2
+    assert isinstance(result["b"], tf.IndexedSlices)
+    assert int(count) == 4
+
+
+def test_a_graph_with_nothing_to_change_keeps_its_functions():
+    @tf.function
+    def function(x):
+        return tf.cond(x[0] > 0, lambda: tf.cumsum(x), lambda: x)
+
+    graph = function.get_concrete_function(tf.ones([2])).graph.as_graph_def()
+    before = graph.SerializeToString(deterministic=True)
+    changed = rewrite.sums_in_float32(graph, lambda *_: True, "CPU")
+    assert not changed
+    assert graph.SerializeToString(deterministic=True) == before
+
+
+def test_a_kernel_is_judged_by_device_and_compiler():
+    compiled = tf.function(tf.cumsum, jit_compile=True, autograph=False)
+    asked = set()
+
+    def work(x):
+        with tf.device("CPU:0"):
+            here = compiled(x)
+        return here, tf.cumsum(x)
+
+    def judge(*place):
+        asked.add(place)
+        return False
+
+    function = tf.function(work, autograph=False)
+    graph = function.get_concrete_function(tf.ones([2], "float16")).graph
+    rewrite.sums_in_float32(graph.as_graph_def(), judge, "GPU")
+    assert asked == {
+        ("Cumsum", "float16", "CPU", True),
+        ("Cumsum", "float16", "GPU", False),
+    }
+
+
+def test_what_was_registered_goes_with_the_function():
+    before = set(context.context().list_function_names())
+    function = tf.function(
+        summing_in_float32(
+            lambda x: tf.cond(x[0] > 0, lambda: tf.cumsum(x), lambda: x)
+        ),
+        autograph=False,
+    )
+    function(tf.ones([2], "bfloat16"))
+    assert set(context.context().list_function_names()) > before
+    del function
+    gc.collect()
+    after = set(context.context().list_function_names())
+    assert not {name for name in after - before if "float32_sums" in str(name)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sound_kernel_is_left_alone(dtype):
+    assert not kernels.adds_in_16_bits("MatMul", dtype, "CPU", False)
+    assert not kernels.adds_in_16_bits("Conv2D", dtype, "CPU", False)
+
+
+def test_nothing_that_other_threads_see_is_replaced():
+    eager = SUMS["cumsum"](pieces("bfloat16"))
+    in_graph(SUMS["cumsum"], pieces("bfloat16"))
+    np.testing.assert_array_equal(
+        tf.cast(SUMS["cumsum"](pieces("bfloat16")), "float32"),
+        tf.cast(eager, "float32"),
+    )
