@@ -5,6 +5,7 @@ fails when a new Keras moves one of them, before a user's training does.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -396,6 +397,47 @@ def dtype_policy_replaced(
     finally:
         for layer, each in zip(layers, own, strict=True):
             object.__setattr__(layer, "_dtype_policy", each)
+
+
+# Where TensorFlow calls a function with a gradient of its own.
+CUSTOM_GRADIENT_CALLS = ("_eager_mode_decorator", "_graph_mode_decorator")
+
+
+def backend_modules() -> list:
+    """The modules whose functions `keras.ops` and `keras.random` call."""
+    backend = keras.src.backend.tensorflow
+    return [
+        backend.core,
+        backend.image,
+        backend.linalg,
+        backend.math,
+        backend.nn,
+        backend.numpy,
+        backend.random,
+    ]
+
+
+def gradient_functions() -> list[tuple[Any, str]]:
+    """What runs gradients of operations, by owner and name."""
+    module = sys.modules["tensorflow.python.ops.custom_gradient"]
+    return [
+        (tf.GradientTape, "gradient"),
+        (tf.GradientTape, "jacobian"),
+        (tf.GradientTape, "batch_jacobian"),
+        (tf, "gradients"),
+        *((module, name) for name in CUSTOM_GRADIENT_CALLS),
+    ]
+
+
+def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
+    """Within it, float variables are read in that dtype, as in a layer."""
+    return keras.src.backend.common.variables.AutocastScope(dtype)
+
+
+def uncast_value(variable: keras.Variable) -> tf.Tensor:
+    """The value of a variable as it is stored, also inside a 16-bit layer."""
+    with keras.src.backend.common.variables.AutocastScope(None):
+        return tf.convert_to_tensor(variable.value)
 
 
 @contextlib.contextmanager
