@@ -417,6 +417,22 @@ def backend_modules() -> list:
     ]
 
 
+def casts_of_keras() -> list[tuple[Any, str]]:
+    """What Keras itself casts by, as a layer its inputs, by owner and name."""
+    backend = keras.src.backend
+    return [(backend, "cast"), (backend, "convert_to_tensor")]
+
+
+def casts_of_users() -> list[tuple[Any, str]]:
+    """What the code of a layer casts by, before dtypes become names."""
+    ops = keras.src.ops
+    return [
+        (owner, name)
+        for owner in (keras.ops, ops, ops.core)
+        for name in ("cast", "convert_to_tensor")
+    ]
+
+
 def gradient_functions() -> list[tuple[Any, str]]:
     """What runs gradients of operations, by owner and name."""
     module = sys.modules["tensorflow.python.ops.custom_gradient"]

@@ -213,7 +213,14 @@ def _replacements() -> list[tuple]:
             function = vars(tf.Tensor)[special]
             new = _replacement(name, function, False, short[0] == "r")
             found.append((tf.Tensor, special, function, new))
-    for owner, name in keras_internals.gradient_functions():
+    for owner, name in keras_internals.casts_of_users():
+        function = vars(owner)[name]
+        new = _replacement(name, function, True, False)
+        found.append((owner, name, function, new))
+    for owner, name in (
+        *keras_internals.casts_of_keras(),
+        *keras_internals.gradient_functions(),
+    ):
         function = vars(owner)[name]
         found.append((owner, name, function, _suspended(function)))
     call = vars(keras.layers.Layer)["__call__"]
