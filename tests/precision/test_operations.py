@@ -12,9 +12,13 @@ from tfamp.errors import InputError
 from tfamp.precision import autocast
 from tfamp.precision.keep_float32 import keep_float32
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy"
+    ),
+    # Stock Keras, when it builds a mask of -1e9 in float16.
+    pytest.mark.filterwarnings("ignore:overflow encountered in cast"),
+]
 SIXTEEN = ("float16", "bfloat16")
 ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -152,9 +156,9 @@ CODE = {
         ),
         lambda x: np.sin(np.arange(2048) * 0.37)[:, None] * x[0],
     ),
-    "arange": (
-        lambda x, g: ops.cos(ops.arange(2047, 2051, dtype=x.dtype) * x[0, 0]),
-        lambda x: np.cos(np.arange(2047, 2051) * x[0, 0]),
+    "linspace": (
+        lambda x, g: ops.cos(ops.linspace(2047, 2050, 4, dtype=g.dtype) * x),
+        lambda x: np.cos(np.arange(2047, 2051) * x),
     ),
     "while_loop": (
         lambda x, g: ops.while_loop(
@@ -162,7 +166,8 @@ CODE = {
             lambda i, y: (i + 1, y * ops.rsqrt(ops.mean(ops.square(up(y))))),
             (0, x),
         )[1],
-        lambda x: x / np.sqrt(np.mean(np.square(up(x)))) * 300 / 300,
+        # From the second round on it divides by what the first one made.
+        lambda x: x / np.sqrt(np.mean(np.square(x))) / 300,
     ),
     "cond": (
         lambda x, g: ops.cond(
@@ -173,11 +178,6 @@ CODE = {
         lambda x: np.abs(up(x)),
     ),
 }
-# The loop divides by its own result: from the second round on by 1/300.
-CODE["while_loop"] = (
-    CODE["while_loop"][0],
-    lambda x: x / np.sqrt(np.mean(np.square(x))) / 300,
-)
 X = np.array(
     [[1, -1, 2, 1], [2, 1, -2, 1], [1, 1, 1, 1], [-1, 2, 1, 2]], "float32"
 )
@@ -321,10 +321,8 @@ def test_nothing_stays_replaced_and_other_threads_see_nothing():
 
 def test_an_error_inside_leaves_nothing_replaced():
     _, layer = kept_code("rms")
-    with pytest.raises(Exception, match="call"):
-        layer(np.zeros((2, 3, 5), "float32"), 1, 2)
-    with pytest.raises(Exception, match=r"\w"):
-        layer(tf.constant(["text"]))
+    with pytest.raises(Exception, match=r"text|string"):
+        layer(tf.constant([["text"]]))
     assert all(replaced().values())
 
 
@@ -354,8 +352,11 @@ def test_fit_of_keras_and_ours_train_with_it():
         tfamp.wrap_optimizer("sgd"), loss="mse", auto_scale_loss=False
     )
     y = np.ones((4, 1), "float32")
-    history = model.fit(X, y, verbose=0).history["loss"]
-    history += tfamp.fit(model, X, y, batch_size=4, verbose=0).history["loss"]
+    batches = tf.data.Dataset.from_tensors((X, y))
+    history = model.fit(batches, verbose=0).history["loss"]
+    history += tfamp.fit(model, batches, shuffle=False, verbose=0).history[
+        "loss"
+    ]
     assert np.isfinite(history).all()
     assert history[1] < history[0]
 
@@ -422,7 +423,8 @@ def test_ids_that_come_as_floats_reach_the_embedding_unrounded():
     assert keep_float32(model)[0].path == model.name
     np.testing.assert_array_equal(model(ids)[..., 0], ids)
     keep_float32(model, operations=False)
-    assert model.autocast and type(model) is Recommender
+    assert model.autocast
+    assert type(model) is Recommender
 
 
 class TokensAndPositions(layers.Layer):
@@ -442,7 +444,7 @@ def tied():
     return keras.Model(inputs, embed.token(x, reverse=True)), embed
 
 
-def test_a_tied_embedding_inside_a_layer_can_still_be_called(fresh=None):
+def test_a_tied_embedding_inside_a_layer_can_still_be_called():
     keras.config.set_dtype_policy("mixed_float16")
     model, _ = tied()
     keep_float32(model)
@@ -452,7 +454,10 @@ def test_a_tied_embedding_inside_a_layer_can_still_be_called(fresh=None):
 def test_what_cannot_be_called_afterwards_is_put_back():
     keras.config.set_dtype_policy("mixed_float16")
     model, embed = tied()
+    before = model(np.zeros((2, 6), "int32"))
     with pytest.raises(InputError, match=r"'tokens_and_positions.*as it was"):
         keep_float32(model, operations=False)
     assert embed.token.compute_dtype == "float16"
-    assert model(np.zeros((2, 6), "int32")).dtype == tf.float16
+    after = model(np.zeros((2, 6), "int32"))
+    assert after.dtype == before.dtype
+    np.testing.assert_array_equal(after, before)

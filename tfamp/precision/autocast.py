@@ -370,8 +370,8 @@ def _control(function: Callable) -> Callable:
                 return _meant_value(value)
             return functools.partial(_run_inside, region, value)
 
-        args, kwargs = _mapped((args, kwargs), inside)
         with entered(None):
+            args, kwargs = _mapped((args, kwargs), inside)
             return function(*args, **kwargs)
 
     return replacement

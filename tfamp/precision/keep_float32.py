@@ -92,14 +92,24 @@ def keep_float32(
     attention), every normalization, and the model's outputs. The matrix
     products around them stay in 16 bits. The model is changed in place, and
     calling this again changes nothing. Layers that compute in float32 or
-    float64 already are left alone, and so is the inside of recurrent layers.
+    float64 already are left alone.
+
+    So do sensitive operations (`tfamp.precision.operations` is the table) in
+    the code of any layer: `keras.ops`, functions of `tf`, `tf.math`, `tf.nn`
+    and `tf.linalg`, and the operators of tensors. Their results stay float32
+    until a product, or the end of the layer, takes them in 16 bits; what the
+    code made float32 itself stays so. Which layers need it is found by calling
+    the model on placeholders. They stay the same objects, and their class
+    becomes a subclass of their own.
 
     A `.keras` file keeps all this; `tfamp.load_model` loads it.
     Excepted are layers that a class of your own creates, since your code
     creates them anew: the reason says so, and the call is repeated after
-    loading.
+    loading. Operations need no repeating.
 
-    Out of reach are `keras.ops` calls, such as a softmax, in code of your own.
+    Out of reach are operations in a `tf.function` or a custom gradient that a
+    layer calls, in `tf.raw_ops`, and in code outside of any layer's `call`,
+    such as a `train_step`.
 
     Args:
         model: a built model: functional, sequential or subclassed, compiled
@@ -110,14 +120,21 @@ def keep_float32(
         outputs: whether the outputs are to be float32. An output layer with
             an activation gets it in float32; any other becomes float32 as a
             whole.
+        operations: whether sensitive operations in the code of layers compute
+            in float32; False undoes it. A dict adds names of `keras.ops` to
+            the table, or takes some out: `{"add": [...], "remove": [...]}`.
+        batch: a batch of your data, `x` or `(x, y)`, for a model that cannot
+            be called on inputs of unknown size.
 
     Returns:
         The layers that compute in float32, in the model's order.
 
     Raises:
         InputError: the model is not built; a layer or pattern is not found; a
-            layer is quantized; an output cannot be made float32 from outside,
-            in which case the inside of the model is kept all the same.
+            layer is quantized; an operation is unknown; an output cannot be
+            made float32 from outside, in which case the inside of the model
+            is kept all the same; a layer can no longer be called, in which
+            case the model is put back as it was.
     """
     if not isinstance(model, keras.Model):
         raise InputError(
