@@ -353,12 +353,13 @@ def test_fit_of_keras_and_ours_train_with_it():
     )
     y = np.ones((4, 1), "float32")
     batches = tf.data.Dataset.from_tensors((X, y))
-    history = model.fit(batches, verbose=0).history["loss"]
-    history += tfamp.fit(model, batches, shuffle=False, verbose=0).history[
+    history = model.fit(batches, epochs=8, shuffle=False, verbose=0).history[
         "loss"
     ]
+    history += tfamp.fit(model, batches, verbose=0).history["loss"]
     assert np.isfinite(history).all()
-    assert history[1] < history[0]
+    # The first steps may be skipped while the scale is being found.
+    assert history[-1] < history[0]
 
 
 def test_a_model_that_needs_nothing_is_bit_identical():

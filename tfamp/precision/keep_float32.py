@@ -8,6 +8,7 @@ former compute in float32 and the latter do not.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -84,7 +85,7 @@ def keep_float32(
     layers: str | keras.layers.Layer | Sequence[str | keras.layers.Layer] = (),
     outputs: bool = True,
     operations: Operations = True,
-    batch=None,
+    batch: Any = None,
 ) -> list[Float32Layer]:
     """Keeps in float32 what 16 bits would spoil.
 
