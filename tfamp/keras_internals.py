@@ -5,7 +5,11 @@ fails when a new Keras moves one of them, before a user's training does.
 """
 
 import contextlib
+<<<<<<< HEAD
 import functools
+=======
+import sys
+>>>>>>> sensitive
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -528,6 +532,63 @@ def dtype_policy_replaced(
     finally:
         for layer, each in zip(layers, own, strict=True):
             object.__setattr__(layer, "_dtype_policy", each)
+
+
+# Where TensorFlow calls a function with a gradient of its own.
+CUSTOM_GRADIENT_CALLS = ("_eager_mode_decorator", "_graph_mode_decorator")
+
+
+def backend_modules() -> list:
+    """The modules whose functions `keras.ops` and `keras.random` call."""
+    backend = keras.src.backend.tensorflow
+    return [
+        backend.core,
+        backend.image,
+        backend.linalg,
+        backend.math,
+        backend.nn,
+        backend.numpy,
+        backend.random,
+    ]
+
+
+def casts_of_keras() -> list[tuple[Any, str]]:
+    """What Keras itself casts by, as a layer its inputs, by owner and name."""
+    backend = keras.src.backend
+    return [(backend, "cast"), (backend, "convert_to_tensor")]
+
+
+def casts_of_users() -> list[tuple[Any, str]]:
+    """What the code of a layer casts by, before dtypes become names."""
+    ops = keras.src.ops
+    return [
+        (owner, name)
+        for owner in (keras.ops, ops, ops.core)
+        for name in ("cast", "convert_to_tensor")
+    ]
+
+
+def gradient_functions() -> list[tuple[Any, str]]:
+    """What runs gradients of operations, by owner and name."""
+    module = sys.modules["tensorflow.python.ops.custom_gradient"]
+    return [
+        (tf.GradientTape, "gradient"),
+        (tf.GradientTape, "jacobian"),
+        (tf.GradientTape, "batch_jacobian"),
+        (tf, "gradients"),
+        *((module, name) for name in CUSTOM_GRADIENT_CALLS),
+    ]
+
+
+def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
+    """Within it, float variables are read in that dtype, as in a layer."""
+    return keras.src.backend.common.variables.AutocastScope(dtype)
+
+
+def uncast_value(variable: keras.Variable) -> tf.Tensor:
+    """The value of a variable as it is stored, also inside a 16-bit layer."""
+    with keras.src.backend.common.variables.AutocastScope(None):
+        return tf.convert_to_tensor(variable.value)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,22 @@ former compute in float32 and the latter do not.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 from tfamp.errors import InputError
-from tfamp.precision import float32_layers, output_layers
+from tfamp.precision import (
+    before,
+    float32_layers,
+    kept_layers,
+    output_layers,
+    sensitive_layers,
+)
 from tfamp.precision.float32_layers import Float32Activation
+from tfamp.precision.kept_layers import Operations
 from tfamp.precision.layer_paths import Place, choose, walk
+from tfamp.precision.operations import resolve
 
 _DTYPES_16 = ("bfloat16", "float16")
 _BY_POLICY = "float32 by its own dtype policy"
@@ -75,6 +84,8 @@ def keep_float32(
     model: keras.Model,
     layers: str | keras.layers.Layer | Sequence[str | keras.layers.Layer] = (),
     outputs: bool = True,
+    operations: Operations = True,
+    batch: Any = None,
 ) -> list[Float32Layer]:
     """Keeps in float32 what 16 bits would spoil.
 
@@ -82,14 +93,24 @@ def keep_float32(
     attention), every normalization, and the model's outputs. The matrix
     products around them stay in 16 bits. The model is changed in place, and
     calling this again changes nothing. Layers that compute in float32 or
-    float64 already are left alone, and so is the inside of recurrent layers.
+    float64 already are left alone.
+
+    So do sensitive operations (`tfamp.precision.operations` is the table) in
+    the code of any layer: `keras.ops`, functions of `tf`, `tf.math`, `tf.nn`
+    and `tf.linalg`, and the operators of tensors. Their results stay float32
+    until a product, or the end of the layer, takes them in 16 bits; what the
+    code made float32 itself stays so. Which layers need it is found by calling
+    the model on placeholders. They stay the same objects, and their class
+    becomes a subclass of their own.
 
     A `.keras` file keeps all this; `tfamp.load_model` loads it.
     Excepted are layers that a class of your own creates, since your code
     creates them anew: the reason says so, and the call is repeated after
-    loading.
+    loading. Operations need no repeating.
 
-    Out of reach are `keras.ops` calls, such as a softmax, in code of your own.
+    Out of reach are operations in a `tf.function` or a custom gradient that a
+    layer calls, in `tf.raw_ops`, and in code outside of any layer's `call`,
+    such as a `train_step`.
 
     Args:
         model: a built model: functional, sequential or subclassed, compiled
@@ -100,14 +121,21 @@ def keep_float32(
         outputs: whether the outputs are to be float32. An output layer with
             an activation gets it in float32; any other becomes float32 as a
             whole.
+        operations: whether sensitive operations in the code of layers compute
+            in float32; False undoes it. A dict adds names of `keras.ops` to
+            the table, or takes some out: `{"add": [...], "remove": [...]}`.
+        batch: a batch of your data, `x` or `(x, y)`, for a model that cannot
+            be called on inputs of unknown size.
 
     Returns:
         The layers that compute in float32, in the model's order.
 
     Raises:
         InputError: the model is not built; a layer or pattern is not found; a
-            layer is quantized; an output cannot be made float32 from outside,
-            in which case the inside of the model is kept all the same.
+            layer is quantized; an operation is unknown; an output cannot be
+            made float32 from outside, in which case the inside of the model
+            is kept all the same; a layer can no longer be called, in which
+            case the model is put back as it was.
     """
     if not isinstance(model, keras.Model):
         raise InputError(
@@ -125,27 +153,72 @@ def keep_float32(
         if not isinstance(place.layer, keras.layers.InputLayer)
     ]
     chosen = choose(places, layers)
-    if not any(_is_16_bit(place.layer) for place in places):
+    kinds = resolve(operations)
+    released = kinds is None and _release(model, places)
+    if not any(_is_16_bit(place.layer) for place in (_root(model), *places)):
         return []
+    former = before.remember([model, *(place.layer for place in places)])
     kept = {}
     for place in places:
         if any(place.layer is each for each in chosen):
             kept[id(place.layer)] = _keep_whole(place.layer)
         else:
             kept[id(place.layer)] = _keep_inside(place.layer)
+    inside: dict[int, tuple[str, bool]] = {}
     try:
+        problem = None
         if outputs:
-            _keep_outputs(model, places, kept)
+            # First: what an output is computed by shows while all is plain.
+            problem = _keep_outputs(model, places, kept, batch)
+        if kinds is not None:
+            inside.update(
+                sensitive_layers.keep(model, places, operations, batch)
+            )
+        if problem is not None:
+            raise problem
+        if outputs:
+            try:
+                _mend_outputs(model, places, inside, operations, batch)
+            except sensitive_layers.CannotBeCalled:
+                before.put_back(former)
+                raise
     finally:
         # Also when an output cannot be kept: the inside has changed by then.
-        if any(changed for _, changed in kept.values()):
+        both = (*kept.values(), *inside.values())
+        if released or any(changed for _, changed in both):
             forget_traces(model)
+    told = (
+        (place, *_told(place, kept, inside))
+        for place in (_root(model), *places)
+    )
     return [
-        Float32Layer(place.path, _with_note(what, place), changed)
-        for place in places
-        for what, changed in [kept[id(place.layer)]]
-        if what is not None and not _is_told_by_owner(place, what)
+        Float32Layer(place.path, what, changed)
+        for place, what, changed in told
+        if what is not None
     ]
+
+
+def _told(place: Place, kept, inside) -> tuple[str | None, bool]:
+    what, changed = kept.get(id(place.layer), (None, False))
+    if what is not None:
+        if _is_told_by_owner(place, what):
+            what = None
+        else:
+            what = _with_note(what, place)
+    operations, is_new = inside.get(id(place.layer), (None, False))
+    if operations is not None and (_is_16_bit(place.layer) or what is None):
+        what = operations if what is None else f"{what}; {operations}"
+        changed = changed or is_new
+    return what, changed
+
+
+def _root(model: keras.Model) -> Place:
+    return Place(model, model, model.name, True)
+
+
+def _release(model: keras.Model, places: list[Place]) -> bool:
+    layers = [model, *(place.layer for place in places)]
+    return sum(kept_layers.release(each) for each in layers) > 0
 
 
 def forget_traces(model: keras.Model) -> None:
@@ -155,9 +228,23 @@ def forget_traces(model: keras.Model) -> None:
             setattr(model, name, None)
 
 
-def _keep_outputs(model, places: list[Place], kept: dict) -> None:
-    all_layers = [model, *(place.layer for place in places)]
-    heads = output_layers.find_output_layers(model, all_layers)
+def _keep_outputs(model, places, kept, batch) -> InputError | None:
+    """Lets outputs be float32; why that cannot be, where it cannot."""
+    if not sensitive_layers.has_call(model):
+        # Its parts are called by its `train_step`; they have the outputs.
+        for place in sensitive_layers.parts(places):
+            problem = _keep_outputs(
+                place.layer, list(walk(place.layer)), kept, None
+            )
+            if problem is not None:
+                return problem
+        return None
+    try:
+        heads = output_layers.find_output_layers(
+            model, [model, *(place.layer for place in places)], batch
+        )
+    except InputError as error:
+        return error
     for place in places:
         if any(place.layer is each for each in heads):
             what, changed = _keep_output(place.layer)
@@ -166,7 +253,18 @@ def _keep_outputs(model, places: list[Place], kept: dict) -> None:
                 what or former_what,
                 changed or former_changed,
             )
-    output_layers.require_float32_outputs(model, all_layers)
+    return None
+
+
+def _mend_outputs(model, places, inside, operations, batch) -> None:
+    if not sensitive_layers.has_call(model):
+        for place in sensitive_layers.parts(places):
+            parts = list(walk(place.layer))
+            _mend_outputs(place.layer, parts, inside, operations, None)
+        return
+    inside.update(sensitive_layers.mend(model, operations, batch))
+    layers = [model, *(place.layer for place in places)]
+    output_layers.require_float32_outputs(model, layers, batch)
 
 
 def _with_note(what: str, place: Place) -> str:
@@ -227,7 +325,7 @@ def _keep_inside(layer) -> tuple[str | None, bool]:
         return "normalization of the weights in float32", True
     if isinstance(layer, keras.layers.Normalization):
         _set_float32(layer)
-        _restate_constants(layer)
+        before.restate_constants(layer)
         return "normalization of raw inputs in float32", True
     what = _sensitive_step(layer)
     if what is not None:
@@ -302,14 +400,6 @@ def _own_activation(layer):
     if isinstance(layer, keras.layers.RNN):
         return None
     return getattr(layer, "activation", None)
-
-
-def _restate_constants(layer: keras.layers.Normalization) -> None:
-    """Casts mean and variance anew, from what they were given in."""
-    if layer.input_mean is None:
-        layer.finalize_state()
-    elif layer.built:
-        layer.build(layer.get_build_config()["input_shape"])
 
 
 def _require_built(layer) -> None:

@@ -50,7 +50,7 @@ class _Call:
 
 
 def find_output_layers(
-    model: keras.Model, layers: Sequence[keras.layers.Layer]
+    model: keras.Model, layers: Sequence[keras.layers.Layer], batch=None
 ) -> list[keras.layers.Layer]:
     """Returns the layers whose result a model returns, in calling order.
 
@@ -61,6 +61,7 @@ def find_output_layers(
     Args:
         model: a built model.
         layers: all layers of the model, itself included.
+        batch: a batch of data, whose shapes and dtypes the placeholders get.
 
     Raises:
         InputError: the model cannot be run on placeholders, or a 16-bit
@@ -69,7 +70,7 @@ def find_output_layers(
     owner_of = _owners(layers)
     found = {}
     for training in (False, True):
-        outputs, calls = _trace(model, layers, training)
+        outputs, calls = _trace(model, layers, training, batch)
         makers: dict[int, list[_Call]] = {}
         for call in calls:
             for tensor in call.outputs:
@@ -82,11 +83,11 @@ def find_output_layers(
 
 
 def require_float32_outputs(
-    model: keras.Model, layers: Sequence[keras.layers.Layer]
+    model: keras.Model, layers: Sequence[keras.layers.Layer], batch=None
 ) -> None:
     """Raises InputError if a model, as it is now, returns 16-bit floats."""
     for training in (False, True):
-        outputs, _ = _trace(model, layers, training)
+        outputs, _ = _trace(model, layers, training, batch)
         for index, tensor in enumerate(outputs):
             if _is_16_bit(tensor):
                 raise InputError(
@@ -162,7 +163,7 @@ def _owners(layers) -> dict[int, keras.layers.Layer]:
     return owner_of
 
 
-def _trace(model, layers, training: bool) -> tuple[list, list[_Call]]:
+def _trace(model, layers, training: bool, batch) -> tuple[list, list[_Call]]:
     """The model's flat outputs, and all calls, innermost and earliest first."""
     operations = {id(each): each for each in layers}
     for layer in layers:
@@ -170,7 +171,7 @@ def _trace(model, layers, training: bool) -> tuple[list, list[_Call]]:
         for operation in getattr(layer, "operations", ()):
             operations[id(operation)] = operation
     problem = None
-    for args, kwargs in placeholders(model):
+    for args, kwargs in placeholders(model, batch):
         calls: list[_Call] = []
         outputs: list = []
 
@@ -227,8 +228,11 @@ def _recorded(operation, function, calls: list[_Call]):
     return call
 
 
-def placeholders(model) -> list[tuple[tuple, dict]]:
+def placeholders(model, batch=None) -> list[tuple[tuple, dict]]:
     """Arguments to call a model with, in the order in which to try them."""
+    if batch is not None:
+        x = keras.utils.unpack_x_y_sample_weight(batch)[0]
+        return [((keras.tree.map_structure(_placeholder, x),), {})]
     if isinstance(model, keras.Sequential) and getattr(model, "inputs", None):
         return [((model.inputs[0],), {})]
     if hasattr(model, "operations"):
@@ -265,6 +269,12 @@ def _keras_tensors(shape, dtype: str):
     if all(size is None or isinstance(size, int) for size in shape):
         return keras.KerasTensor(tuple(shape), dtype=dtype)
     return [_keras_tensors(each, dtype) for each in shape]
+
+
+def _placeholder(array) -> keras.KerasTensor:
+    if not hasattr(array, "dtype"):
+        array = keras.ops.convert_to_tensor(array)
+    return keras.KerasTensor(tuple(array.shape), dtype=_dtype(array))
 
 
 def _tensors(structure) -> list:

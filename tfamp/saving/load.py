@@ -10,12 +10,13 @@ from tfamp.errors import InputError
 # Imported for what they register: Keras looks up the classes of a file by
 # the names under which modules registered them.
 from tfamp.layers import optimize
-from tfamp.precision import float32_layers
+from tfamp.precision import float32_layers, kept_layers
 from tfamp.scaling import optimizer
 
 _REGISTERED = (
     optimize.optimize,
     float32_layers.Float32Activation,
+    kept_layers.keep,
     optimizer.LossScaleOptimizer,
 )
 

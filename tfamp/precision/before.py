@@ -1,0 +1,61 @@
+"""A model's precision as it was, to put it back."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import keras
+
+from tfamp.precision import kept_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    layer: keras.layers.Layer
+    cls: type
+    policy: keras.dtype_policies.DTypePolicy
+    activation: object
+    is_open: bool
+
+
+def remember(layers: Iterable[keras.layers.Layer]) -> list[_Layer]:
+    """Remembers what `keep_float32` may change of layers."""
+    return [
+        _Layer(
+            layer,
+            type(layer),
+            _own_policy(layer),
+            vars(layer).get("activation"),
+            kept_layers.is_open(layer),
+        )
+        for layer in layers
+    ]
+
+
+def put_back(remembered: Iterable[_Layer]) -> None:
+    """Gives layers back what they had."""
+    for each in remembered:
+        layer = each.layer
+        if kept_layers.is_open(layer) and not each.is_open:
+            kept_layers.release(layer)
+        layer.__class__ = each.cls
+        if _own_policy(layer) != each.policy:
+            layer.dtype_policy = each.policy
+            if isinstance(layer, keras.layers.Normalization) and layer.built:
+                restate_constants(layer)
+        if vars(layer).get("activation") is not each.activation:
+            layer.activation = each.activation
+
+
+def restate_constants(layer: keras.layers.Normalization) -> None:
+    """Casts mean and variance anew, from what they were given in."""
+    if layer.input_mean is None:
+        layer.finalize_state()
+    elif layer.built:
+        layer.build(layer.get_build_config()["input_shape"])
+
+
+def _own_policy(layer) -> keras.dtype_policies.DTypePolicy:
+    policy = layer.dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return policy[layer.path]
+    return policy

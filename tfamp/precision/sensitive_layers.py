@@ -1,0 +1,256 @@
+"""Finding the layers that run sensitive operations in 16 bits.
+
+The model is called on placeholders as if all of it were kept, and each layer
+is noted in which float32 made a difference to an operation.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+from absl import logging
+
+from tfamp import keras_internals
+from tfamp.errors import InputError
+from tfamp.precision import autocast, kept_layers, output_layers
+from tfamp.precision.layer_paths import Place, walk
+from tfamp.precision.operations import resolve
+
+# Keras computes these in float32 and rounds the result once, as the end of
+# its layer does.
+_FLOAT32_IN_KERAS = frozenset({"mean", "std", "var"})
+
+
+class CannotBeCalled(InputError):
+    """A model that could be called before cannot be called after."""
+
+
+def find(
+    model: keras.Model, kinds: Mapping[str, str], batch=None
+) -> autocast.Seen | None:
+    """Returns what a call with all operations kept shows.
+
+    Returns:
+        None if the model cannot be called on placeholders at all. If
+        `.failed` is a layer, it is that layer's code that keeping breaks.
+    """
+    seen, error = call(model, kinds, batch)
+    if error is not None and seen.failed is not None:
+        _, error_without = call(model, None, batch)
+        if error_without is None:
+            return seen
+    return None if error is not None else seen
+
+
+def call(
+    model: keras.Model, kinds: Mapping[str, str] | None, batch=None
+) -> tuple[autocast.Seen, Exception | None]:
+    """Calls a model on placeholders, in inference and in training.
+
+    Returns:
+        What was seen, and what the last try raised.
+    """
+    seen, problem = autocast.Seen(), None
+    try:
+        arguments = output_layers.placeholders(model, batch)
+    except InputError as error:
+        return seen, error
+    for args, kwargs in arguments:
+        seen, problem = autocast.Seen(), None
+        for training in (False, True):
+
+            def run(args, kwargs, seen=seen, training=training):
+                region = autocast.Region(model, None, kinds, seen)
+                with autocast.entered(region):
+                    model(*args, **kwargs, training=training)
+
+            try:
+                keras_internals.run_symbolically(run, args, kwargs)
+            # The model's own code runs here, and may raise anything.
+            except Exception as error:
+                problem = error
+                break
+        if problem is None:
+            break
+    return seen, problem
+
+
+def needs(layer: keras.layers.Layer, names: set[str]) -> bool:
+    """Whether float32 changes what a layer returns."""
+    return bool(names - _FLOAT32_IN_KERAS) or (
+        bool(names) and is_of_users(layer)
+    )
+
+
+def is_of_users(layer: keras.layers.Layer) -> bool:
+    """Whether the code of a layer is neither Keras's nor ours."""
+    package = kept_layers.class_of(layer).__module__.partition(".")[0]
+    return package not in ("keras", "tfamp")
+
+
+def has_call(layer: keras.layers.Layer) -> bool:
+    """Whether it can be called; a GAN, whose parts are, often cannot."""
+    own = kept_layers.class_of(layer).call
+    return own not in (keras.Model.call, keras.layers.Layer.call)
+
+
+def keep(
+    model: keras.Model,
+    places: Sequence[Place],
+    operations: kept_layers.Operations,
+    batch=None,
+) -> dict[int, tuple[str, bool]]:
+    """Keeps the layers that run sensitive operations in 16 bits.
+
+    Returns:
+        By the layer's id, what of it computes in float32, and whether that is
+        new.
+    """
+    if not has_call(model):
+        kept = {}
+        for place in parts(places):
+            inner = list(walk(place.layer))
+            kept.update(keep(place.layer, inner, operations))
+        return kept
+    seen = _leave_what_breaks(model, resolve(operations), batch)
+    layers = {id(model): model, **{id(p.layer): p.layer for p in places}}
+    if seen is None:
+        names = {
+            key: None
+            for key, layer in layers.items()
+            if _is_16_bit(layer) and _runs_code_of_users(layer)
+        }
+    else:
+        names = {
+            key: sorted(found)
+            for key, found in seen.operations.items()
+            if key in layers and needs(layers[key], found)
+        }
+    kept = {}
+    for key, found in names.items():
+        layer = layers[key]
+        if found is None:
+            what = "sensitive operations in float32, wherever its code has them"
+        else:
+            what = f"{', '.join(found)} in float32, products in 16 bits"
+        kept[key] = (what, kept_layers.keep(layer, operations))
+    for place in places:
+        if id(place.layer) in kept:
+            _keep_owners(place, places, operations)
+    for layer in layers.values():
+        if _needs_open_door(layer):
+            what, new = kept.get(id(layer), ("", False))
+            new = kept_layers.open_door(layer, operations) or new
+            told = "float inputs reach it as they come"
+            kept[id(layer)] = (f"{what}; {told}" if what else told, new)
+    return kept
+
+
+def mend(
+    model: keras.Model, operations: kept_layers.Operations, batch=None
+) -> dict[int, tuple[str, bool]]:
+    """Keeps layers that mix dtypes since others in them became float32.
+
+    Returns:
+        As `keep`.
+
+    Raises:
+        InputError: that does not help; the line names the layer and the cause.
+    """
+    kept = {}
+    while True:
+        seen, error = call(model, None, batch)
+        if error is None:
+            return kept
+        layer = seen.failed
+        if (
+            layer is None
+            or operations is False
+            or not _is_16_bit(layer)
+            or not kept_layers.keep(layer, operations)
+        ):
+            name = model.name if layer is None else layer.name
+            raise CannotBeCalled(
+                f"Layer {name!r} cannot be called with what keep_float32"
+                f" makes float32 ({type(error).__name__}:"
+                f" {_first_line(error)}); the model is as it was. Cast to one"
+                " dtype there, or pass outputs=False."
+            )
+        kept[id(layer)] = ("mixed dtypes in float32", True)
+
+
+def _leave_what_breaks(model, kinds, batch) -> autocast.Seen | None:
+    """The call of a model in which every layer is kept that can be."""
+    left: list[keras.layers.Layer] = []
+    while True:
+        seen = find(model, kinds, batch)
+        if seen is None or seen.failed is None:
+            return seen
+        if any(seen.failed is each for each in left):
+            return None
+        left.append(seen.failed)
+        kept_layers.keep(seen.failed, operations=False)
+        logging.warning(
+            "keep_float32 leaves the operations of layer %r in 16 bits: its"
+            " code cannot be called with them in float32.",
+            seen.failed.name,
+        )
+
+
+def _keep_owners(place: Place, places, operations) -> None:
+    """Keeps the layers around, whose code makes the layer anew when loaded."""
+    by_layer = {id(each.layer): each for each in places}
+    owner = place.owner
+    while owner is not None:
+        if (
+            is_of_users(owner)
+            and _is_16_bit(owner)
+            and has_call(owner)
+            and not kept_layers.is_kept(owner)
+        ):
+            kept_layers.keep(owner, operations)
+        around = by_layer.get(id(owner))
+        owner = None if around is None else around.owner
+
+
+def _needs_open_door(layer: keras.layers.Layer) -> bool:
+    """Whether the 16 bits of its inputs would reach more than products."""
+    if kept_layers.is_open(layer):
+        return True
+    if not (layer.autocast and is_of_users(layer) and _is_16_bit(layer)):
+        return False
+    return kept_layers.is_kept(layer) or (
+        isinstance(layer, keras.Model)
+        and has_call(layer)
+        and any(
+            not each.autocast or not _is_16_bit(each)
+            for each in keras_internals.sublayers(layer)
+        )
+    )
+
+
+def parts(places: Sequence[Place]) -> list[Place]:
+    """The outermost models that can be called."""
+    models = [
+        place
+        for place in places
+        if isinstance(place.layer, keras.Model)
+        and place.layer.built
+        and has_call(place.layer)
+    ]
+    ids = {id(place.layer) for place in models}
+    return [place for place in models if id(place.owner) not in ids]
+
+
+def _runs_code_of_users(layer) -> bool:
+    return has_call(layer) and (
+        is_of_users(layer) or isinstance(layer, keras.layers.Lambda)
+    )
+
+
+def _is_16_bit(layer) -> bool:
+    return layer.compute_dtype in ("bfloat16", "float16")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else ""
