@@ -64,20 +64,6 @@ def pytest_configure(config):
     )
 
 
-def pytest_addoption(parser):
-    parser.addoption(
-        "--long", action="store_true", help="run the tests marked long, too"
-    )
-
-
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--long"):
-        return
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="takes long; --long runs"))
-
-
 @pytest.fixture(autouse=True)
 def fresh_global_state():
     """Each test starts with one seed and float32, and leaves them so."""

@@ -330,7 +330,6 @@ def test_moments_and_decay_of_a_variable_are_found():
     assert not keras_internals.updates_as(sgd, keras.optimizers.Adam)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("told", "expected"),
     [("auto", None), (True, True), (False, None)],
@@ -340,7 +339,8 @@ def test_what_compile_was_told_of_xla_is_found(told, expected):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=told)
     assert keras_internals.asked_to_jit(model) is expected
-=======
+
+
 def test_the_functions_behind_keras_ops_are_where_they_are_replaced():
     modules = keras_internals.backend_modules()
     for name in ("exp", "softmax", "logsumexp", "norm", "cast", "dropout"):
@@ -359,4 +359,3 @@ def test_a_variable_is_read_as_it_is_stored_inside_a_16_bit_scope():
         assert variable.value.dtype == tf.bfloat16
         stored = keras_internals.uncast_value(variable)
     assert float(stored) == 1.0 + 2.0**-20
->>>>>>> sensitive

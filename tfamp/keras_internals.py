@@ -5,11 +5,8 @@ fails when a new Keras moves one of them, before a user's training does.
 """
 
 import contextlib
-<<<<<<< HEAD
 import functools
-=======
 import sys
->>>>>>> sensitive
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
