@@ -240,7 +240,10 @@ def unreduced_loss(
         None for what has a `__call__` of its own.
     """
     module = keras.src.losses.loss
-    if getattr(type(loss), "__call__", None) is not keras.losses.Loss.__call__:
+    if (
+        not isinstance(loss, keras.losses.Loss)
+        or type(loss).__call__ is not keras.losses.Loss.__call__
+    ):
         return None
 
     def cast(value):
