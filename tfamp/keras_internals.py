@@ -409,3 +409,39 @@ def _methods_replaced(instance: Any, **methods: Callable) -> Iterator[None]:
     finally:
         for name in methods:
             object.__delattr__(instance, name)
+
+
+def data_adapter(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    *,
+    batch_size: int | None,
+    steps: int | None,
+    shuffle: bool | str,
+    class_weight: dict[int, float] | None,
+) -> Any:
+    """What makes batches of all that `Model.fit` takes."""
+    return keras.src.trainers.data_adapters.get_data_adapter(
+        x,
+        y,
+        sample_weight,
+        batch_size=batch_size,
+        steps_per_epoch=steps,
+        shuffle=shuffle,
+        class_weight=class_weight,
+    )
+
+
+def is_dataset(x: Any) -> bool:
+    """Whether Keras takes it for a `tf.data.Dataset`."""
+    return keras.src.trainers.data_adapters.is_tf_dataset(x)
+
+
+def train_validation_split(arrays: Any, validation_split: float) -> Any:
+    """The first rows of arrays, and the last, as `Model.fit` splits them."""
+    return (
+        keras.src.trainers.data_adapters.array_slicing.train_validation_split(
+            arrays, validation_split=validation_split
+        )
+    )

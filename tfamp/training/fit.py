@@ -6,7 +6,8 @@ microbatches.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,7 +23,7 @@ from tfamp.overflow.replay import Replay
 from tfamp.precision.policy import precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.step import build
-from tfamp.training import observers, preconditions
+from tfamp.training import data, observers, preconditions
 from tfamp.training.callbacks import FILE_WRITERS, ProgressBar, ScaleTimeline
 from tfamp.training.evaluation import Evaluator
 from tfamp.training.run import Run
@@ -30,40 +31,68 @@ from tfamp.training.run import Run
 
 def fit(
     model: keras.Model,
-    dataset: tf.data.Dataset,
+    x: Any,
+    y: Any = None,
     *,
+    batch_size: int | None = None,
     epochs: int = 1,
+    verbose: int | str = "auto",
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool | str = True,
+    class_weight: dict[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
     steps_per_epoch: int | None = None,
-    validation_data: tf.data.Dataset | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | Collection[int] = 1,
     microbatches: int = 1,
     steps_per_loop: int | str = "auto",
     jit: bool | str = "auto",
     all_reduce_dtype: str | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     checkpoint_frozen: bool = True,
+    keep_float32: bool | str = "auto",
     on_overflow: str = "log",
-    verbose: int | str = "auto",
 ) -> keras.callbacks.History:
     """Trains a compiled Keras model under the strategy it was built in.
+
+    All arguments of `keras.Model.fit` mean what they mean there.
 
     Args:
         model: compiled; `tfamp.wrap_optimizer` makes its optimizer safe on
             every replica, and fit does so itself where that was left out.
-        dataset: global batches `(x, y)` or `(x, y, sample_weight)`, in any
-            structure that the model takes.
-        epochs: how often to go through the dataset.
+        x: arrays, tensors, dicts and lists of them, or batches `(x, y)` or
+            `(x, y, sample_weight)`: a `tf.data.Dataset`, a `PyDataset`, a
+            generator, a PyTorch `DataLoader`, a grain dataset. Batches are
+            global: replicas share them.
+        y: targets, for arrays.
+        batch_size: rows of a global batch, for arrays; None for 32.
+        epochs: the epoch to train up to.
+        verbose: 0 nothing, 1 or "auto" a progress bar, 2 a line per epoch.
+        callbacks: any Keras callbacks: a list, one, or a `CallbackList`.
+        validation_split: this share of the rows, the last, is evaluated on.
+        validation_data: evaluated on after each epoch; as x, or `(x, y)`, or
+            `(x, y, sample_weight)`.
+        shuffle: shuffles arrays before each epoch.
+        class_weight: weight of each class in the loss.
+        sample_weight: weight of each row in the loss, for arrays.
+        initial_epoch: the epoch to begin with.
         steps_per_epoch: batches per epoch, taken on from where the epoch
-            before stopped; None for one pass over the dataset.
-        validation_data: global batches to evaluate on after each epoch.
-        callbacks: any Keras callbacks.
+            before stopped; None for one pass over the data.
+        validation_steps: batches to evaluate on; None for all.
+        validation_batch_size: None for `batch_size`.
+        validation_freq: evaluates every so many epochs, or after these.
         microbatches: splits each replica's batch in so many; gradients add up
             in float32 and are reduced once.
         steps_per_loop: steps in one graph call, with no Python in between.
             "auto" adapts to the speed of a step; where a callback watches
             single batches it is 1. Callbacks see the end of each call.
-        jit: compile forward and backward passes with XLA. "auto": on GPUs and
-            TPUs, where all layers allow it.
+        jit: compile forward and backward passes with XLA. "auto": what
+            `compile(jit_compile=...)` said; else on GPUs and TPUs, where all
+            layers allow it.
         all_reduce_dtype: "float16" or "bfloat16" halves what replicas send
             each other; None sends gradients as they are.
         checkpoint_dir: saves there by itself, at each epoch's end and every
@@ -75,13 +104,15 @@ def fit(
             `trainable` is False out of the checkpoints, such as a base that
             is fine-tuned by low-rank weights. To go on, the model must have
             them again, from the file that they came from: others are refused.
+        keep_float32: "auto" calls `tfamp.keep_float32(model)` where it was
+            left out of a model with 16-bit layers, and says so; False does
+            not.
         on_overflow: what to do about skipped steps: "ignore" them; "log" how
             many there were; "blame" what overflowed first, which layer on
             which replica, in the first step of a stretch, by running it again
             (`tfamp.overflow.replay`; of the first eight stretches each, then
             of the 16th, the 32nd, ...); or "stop" at the first, and say that.
             The numbers of the training are the same with all of them.
-        verbose: 0 nothing, 1 or "auto" a progress bar, 2 a line per epoch.
 
     Returns:
         The history: the keys of `keras.Model.fit`, and per epoch `loss_scale`,
@@ -96,13 +127,35 @@ def fit(
         WorkerLostError: another worker stopped answering.
         Preempted: SIGTERM came, and the run is saved in `checkpoint_dir`.
     """
-    preconditions.check_counts({"epochs": epochs, "microbatches": microbatches})
-    preconditions.check_counts({"steps_per_epoch": steps_per_epoch})
+    preconditions.check_counts({"epochs": epochs}, least=0)
+    preconditions.check_counts({"initial_epoch": initial_epoch}, least=0)
+    preconditions.check_counts(
+        {
+            "microbatches": microbatches,
+            "batch_size": batch_size,
+            "steps_per_epoch": steps_per_epoch,
+            "validation_steps": validation_steps,
+            "validation_batch_size": validation_batch_size,
+        }
+    )
     preconditions.check_compiled(model)
     strategy = model.distribute_strategy
+    if validation_split and validation_data is None:
+        (x, y, sample_weight), validation_data = data.split(
+            x, y, sample_weight, validation_split
+        )
+    batches = data.Batches(
+        x,
+        y,
+        sample_weight,
+        batch_size=batch_size,
+        steps=steps_per_epoch,
+        shuffle=shuffle,
+        class_weight=class_weight,
+    )
     observer = observers.current()
-    dataset = observer.change_dataset(dataset)
-    callbacks = [*callbacks, *observer.callbacks]
+    dataset = observer.change_dataset(batches.dataset)
+    callbacks = [*tf.nest.flatten(callbacks or []), *observer.callbacks]
     preconditions.check_batches(dataset, strategy, microbatches)
     is_custom = type(model).train_step is not keras.Model.train_step
     jit = preconditions.resolve_jit(jit, model, strategy, is_custom)
@@ -178,15 +231,31 @@ def fit(
 
 
 def evaluate(
-    model: keras.Model, dataset: tf.data.Dataset, *, steps: int | None = None
-) -> dict[str, float]:
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = None,
+    sample_weight: Any = None,
+    steps: int | None = None,
+    callbacks: Any = None,
+    verbose: int | str = 0,
+    return_dict: bool = True,
+) -> dict[str, float] | list[float] | float:
     """Evaluates a compiled model under the strategy it was built in.
+
+    Every row counts exactly once, in a partial last batch too.
 
     Args:
         model: compiled.
-        dataset: global batches, as for `fit`. Every row counts exactly once,
-            in a partial last batch too.
+        x: arrays or batches, as for `fit`.
+        y: targets, for arrays.
+        batch_size: rows of a global batch, for arrays; None for 32.
+        sample_weight: weight of each row in the loss, for arrays.
         steps: batches to evaluate; None for all.
+        callbacks: any Keras callbacks.
+        verbose: anything but 0 prints the results in one line.
+        return_dict: False for a list, as of `keras.Model.evaluate`.
 
     Returns:
         The loss and the metrics, by name.
@@ -196,10 +265,13 @@ def evaluate(
         WorkerLostError: another worker stopped answering.
     """
     preconditions.check_compiled(model)
-    preconditions.check_counts({"steps": steps})
-    evaluator = Evaluator(model, dataset, steps)
+    preconditions.check_counts({"steps": steps, "batch_size": batch_size})
+    batches = data.Batches(
+        x, y, sample_weight, batch_size=batch_size, steps=steps
+    )
+    evaluator = Evaluator(model, batches.dataset, batches.steps)
     with model.distribute_strategy.scope():
-        keras_internals.build_everything(model, dataset.element_spec)
+        keras_internals.build_everything(model, batches.dataset.element_spec)
     with worker_errors():
         return evaluator.run()
 

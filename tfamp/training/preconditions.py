@@ -14,13 +14,13 @@ from tfamp.distribute.strategy import devices_of, static_rows
 from tfamp.errors import InputError
 
 
-def check_counts(counts: dict[str, int | None]) -> None:
+def check_counts(counts: dict[str, int | None], least: int = 1) -> None:
     for name, count in counts.items():
         if count is None:
             continue
-        if not isinstance(count, numbers.Integral) or count < 1:
+        if not isinstance(count, numbers.Integral) or count < least:
             raise InputError(
-                f"{name}={count!r} must be an integer of at least 1."
+                f"{name}={count!r} must be an integer of at least {least}."
             )
 
 
