@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import keras
 
+from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.precision import float32_layers, output_layers
 from tfamp.precision.float32_layers import Float32Activation
@@ -119,6 +120,7 @@ def keep_float32(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before keep_float32."
         )
+    keras_internals.mark(model, "tfamp_keep_float32")
     places = [
         place
         for place in walk(model)

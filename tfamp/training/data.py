@@ -4,11 +4,14 @@ Keras's own data adapters do the work, so that the order of rows is that of
 `Model.fit` for the same seed, and a partial last batch is whole.
 """
 
+import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
@@ -17,9 +20,24 @@ from tfamp.errors import InputError
 class Batches:
     """The batches of one call of fit, evaluate or predict.
 
+    Args:
+        x: arrays, or anything that yields batches.
+        y: targets, for arrays.
+        sample_weight: a weight for each row, for arrays.
+        strategy: who shares the batches.
+        batch_size: rows of a global batch, for arrays; None for 32.
+        steps: batches to take per epoch.
+        shuffle: as in `Model.fit`.
+        class_weight: as in `Model.fit`.
+
     Attributes:
         dataset: global batches.
-        steps: batches per epoch that were asked for; None for all there are.
+        steps: batches to take per epoch; None for all there are.
+        count: batches that there are, or None where the data cannot tell.
+        is_once: whether they can be gone through only once.
+
+    Raises:
+        InputError: for what Keras does not take.
     """
 
     def __init__(
@@ -28,28 +46,25 @@ class Batches:
         y: Any = None,
         sample_weight: Any = None,
         *,
+        strategy: tf.distribute.Strategy,
         batch_size: int | None = None,
         steps: int | None = None,
         shuffle: bool | str = False,
         class_weight: dict[int, float] | None = None,
     ):
+        if x is None:
+            raise InputError(
+                "There are no data: x=None; pass arrays or a dataset."
+            )
         most = keras.config.max_steps_per_epoch()
         if most and (steps is None or most < steps):
             warnings.warn(f"Limiting steps_per_epoch to {most}", stacklevel=4)
             steps = most
         self.steps = steps
-        if keras_internals.is_dataset(x):
-            # Shuffled, if at all, where it was made: no word about it.
-            shuffle = False
-            if batch_size is not None:
-                raise InputError(
-                    f"batch_size={batch_size}, but a {type(x).__name__} is "
-                    "batched already; leave batch_size out."
-                )
-        if x is None:
-            raise InputError("x=None; expected arrays or a dataset.")
+        self.is_once = isinstance(x, types.GeneratorType)
         try:
             with warnings.catch_warnings():
+                # It is the default, and no word about it was asked for.
                 warnings.filterwarnings("ignore", "`shuffle=True` was passed")
                 self._adapter = keras_internals.data_adapter(
                     x,
@@ -60,20 +75,82 @@ class Batches:
                     shuffle=shuffle,
                     class_weight=class_weight,
                 )
-            self.dataset = self._adapter.get_tf_dataset()
+            dataset = self._adapter.get_tf_dataset()
         except (TypeError, ValueError) as error:
             raise InputError(_one_line(error)) from None
+        if not isinstance(dataset, tf.data.Dataset):
+            raise InputError(
+                f"Data of type {type(dataset).__name__} are split already; "
+                "pass the tf.data.Dataset of global batches."
+            )
+        self.dataset = _with_none(dataset)
+        self.count = self._adapter.num_batches
+        if is_multi_worker(strategy):
+            self._check_workers(x, shuffle)
 
-    @property
-    def count(self) -> int | None:
-        """Batches in the data, or None where they cannot tell."""
-        return self._adapter.num_batches
+    def change(
+        self, change: Callable[[tf.data.Dataset], tf.data.Dataset]
+    ) -> None:
+        """Makes other batches out of them."""
+        changed = change(self.dataset)
+        if changed is not self.dataset:
+            self.dataset = changed
+            count = int(changed.cardinality().numpy())
+            self.count = None if count < 0 else count
 
     def begin_epoch(self) -> None:
         self._adapter.on_epoch_begin()
 
     def end_epoch(self) -> None:
         self._adapter.on_epoch_end()
+
+    def place(self, epochs: int, steps: int) -> tuple[int, int]:
+        """Where so many epochs and steps end: whole passes, and batches.
+
+        With a number of steps per epoch, an epoch goes on where the one
+        before stopped, and ends where the data do.
+        """
+        if self.steps is None:
+            return epochs, steps
+        if self.count is None:
+            return 0, epochs * self.steps + steps
+        passes = seen = 0
+        for _ in range(epochs):
+            seen = min(seen + self.steps, self.count)
+            if seen == self.count:
+                passes, seen = passes + 1, 0
+        return passes, seen + steps
+
+    def _check_workers(self, x: Any, shuffle: bool | str) -> None:
+        is_array = keras_internals.is_array_adapter(self._adapter)
+        if is_array and shuffle and not keras_internals.has_global_seed():
+            raise InputError(
+                "Workers that shuffle arrays need one seed, to see one order: "
+                "call keras.utils.set_random_seed(seed) on each, or pass "
+                "shuffle=False."
+            )
+        if not is_array and not isinstance(x, tf.data.Dataset):
+            logging.warning(
+                "A %s cannot be split: each worker reads all of it and keeps "
+                "its rows, so that it must yield the same batches on each.",
+                type(x).__name__,
+            )
+
+
+def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    """Whether other processes take part."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    here = len(strategy.extended.worker_devices)
+    return here < strategy.num_replicas_in_sync
+
+
+def validation_arguments(validation_data: Any) -> tuple[Any, Any, Any]:
+    """x, y and sample_weight of what was given as `validation_data`."""
+    try:
+        return keras.utils.unpack_x_y_sample_weight(validation_data)
+    except ValueError as error:
+        raise InputError(_one_line(error)) from None
 
 
 def split(
@@ -88,6 +165,24 @@ def split(
         raise InputError(_one_line(error)) from None
 
 
+def _with_none(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Keras's adapters give an Optional where a batch has a None."""
+    specs = tf.nest.flatten(dataset.element_spec)
+    if not any(isinstance(spec, tf.OptionalSpec) for spec in specs):
+        return dataset
+
+    def convert(*batch):
+        batch = keras.tree.map_structure(
+            lambda value: (
+                None if isinstance(value, tf.experimental.Optional) else value
+            ),
+            batch,
+        )
+        return batch if isinstance(dataset.element_spec, tuple) else batch[0]
+
+    return dataset.map(convert)
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) < 400 else f"{text[:397]}..."
+    return text if len(text) < 600 else f"{text[:597]}..."

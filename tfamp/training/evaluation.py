@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import INPUT_ERROR_MARK, InputError
 from tfamp.step import build
 from tfamp.training import preconditions
+from tfamp.training.data import Batches
 from tfamp.training.loop import Loop
 
 _INPUT_PROBLEM = re.compile(
@@ -29,38 +31,72 @@ class Evaluator:
     def __init__(
         self,
         model: keras.Model,
-        dataset: tf.data.Dataset,
-        limit: int | None = None,
+        batches: Batches,
+        callbacks: keras.callbacks.CallbackList | None = None,
+        watched: bool = False,
     ):
-        preconditions.check_is_dataset(dataset)
-        if limit is None and preconditions.is_endless(dataset):
+        dataset = batches.dataset
+        if batches.steps is None and preconditions.is_endless(dataset):
             raise InputError(
                 "The dataset to evaluate on repeats without end; use "
                 "dataset.take(n)."
             )
-        self._limit = limit
         strategy = model.distribute_strategy
         self._model = model
+        self._data = batches
+        self._limit = batches.steps or batches.count
+        self._callbacks = callbacks or keras.callbacks.CallbackList()
+        # Callbacks that watch batches see each.
+        self._watched = watched
         self._batches = distribute_batches(strategy, dataset)
         self._loop = Loop(
             build.evaluation_step(model), strategy, model.run_eagerly
         )
 
     def run(self) -> dict[str, float]:
-        self._model.reset_metrics()
-        limit = self._limit
+        """Evaluates once; the batches of the next time are the same."""
+        model, limit = self._model, self._limit
+        model.stop_evaluating = False
+        self._callbacks.on_test_begin()
+        model.reset_metrics()
+        self._data.begin_epoch()
         iterator = iter(self._batches)
         begin = self._loop.steps
-        wanted = self._STEPS_PER_LOOP
-        with graph_calls(self._model):
-            while limit is None or self._loop.steps - begin < limit:
-                if limit is not None:
-                    wanted = min(wanted, limit - self._loop.steps + begin)
-                if not self._loop.run(iterator, wanted):
-                    break
-        if self._loop.steps == begin:
+        has_more = True
+        while has_more and not model.stop_evaluating:
+            done = self._loop.steps - begin
+            wanted = 1 if self._watched else self._STEPS_PER_LOOP
+            if limit is not None:
+                wanted = min(wanted, limit - done)
+            if not wanted:
+                break
+            has_more = self._graph_call(iterator, done, wanted)
+        self._data.end_epoch()
+        done = self._loop.steps - begin
+        if not done:
             raise InputError("The dataset ended before the first batch.")
-        return metrics_now(self._model, keras.Model.test_step)
+        if self._data.steps is not None and done < self._data.steps:
+            if not model.stop_evaluating:
+                warnings.warn(
+                    f"The data to evaluate on ended after {done} of "
+                    f"{self._data.steps} steps.",
+                    stacklevel=4,
+                )
+        logs = metrics_now(model, keras.Model.test_step)
+        self._callbacks.on_test_end(logs)
+        return logs
+
+    def _graph_call(self, iterator: Iterator, done: int, wanted: int) -> bool:
+        """Runs some steps; False where the data ended."""
+        before = self._loop.steps
+        if self._watched:
+            self._callbacks.on_test_batch_begin(done)
+        with graph_calls(self._model):
+            has_more = self._loop.run(iterator, wanted)
+        if self._watched and self._loop.steps > before:
+            logs = metrics_now(self._model, keras.Model.test_step)
+            self._callbacks.on_test_batch_end(done, logs)
+        return has_more
 
 
 def metrics_now(model: keras.Model, step: Callable) -> dict[str, float]:

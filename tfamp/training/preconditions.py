@@ -4,6 +4,7 @@ What is not met is an `InputError`, raised before anything is traced.
 """
 
 import numbers
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -31,21 +32,11 @@ def check_compiled(model: keras.Model) -> None:
         )
 
 
-def check_is_dataset(dataset: Any) -> None:
-    if not isinstance(dataset, tf.data.Dataset):
-        raise InputError(
-            f"Data of type {type(dataset).__name__}; expected a "
-            "tf.data.Dataset of batches, such as "
-            "tf.data.Dataset.from_tensor_slices((x, y)).batch(64)."
-        )
-
-
 def check_batches(
     dataset: tf.data.Dataset,
     strategy: tf.distribute.Strategy,
     microbatches: int,
 ) -> None:
-    check_is_dataset(dataset)
     batch_size = static_rows(dataset.element_spec)
     pieces = strategy.num_replicas_in_sync * microbatches
     if batch_size is not None and batch_size % pieces:
@@ -56,14 +47,11 @@ def check_batches(
         )
 
 
-def cardinality(dataset: tf.data.Dataset) -> int | None:
-    """Batches in the dataset, or None where TensorFlow cannot tell."""
+def check_ends(dataset: tf.data.Dataset) -> None:
     if is_endless(dataset):
         raise InputError(
             "The dataset repeats without end; pass steps_per_epoch."
         )
-    cardinality = int(dataset.cardinality().numpy())
-    return None if cardinality == tf.data.UNKNOWN_CARDINALITY else cardinality
 
 
 def is_endless(dataset: tf.data.Dataset) -> bool:
@@ -93,6 +81,14 @@ def resolve_jit(
 ) -> bool:
     if jit not in (True, False, "auto"):
         raise InputError(f"jit={jit!r}; expected True, False or 'auto'.")
+    compiled = keras_internals.compile_arguments(model).get("jit_compile")
+    if jit == "auto" and compiled in (True, False):
+        jit = compiled
+    elif compiled in (True, False) and jit != compiled:
+        raise InputError(
+            f"jit={jit}, but the model was compiled with jit_compile="
+            f"{compiled}; leave jit out, or say the same in both."
+        )
     obstacle = None
     if is_custom:
         obstacle = f"{type(model).__name__} overrides train_step"
@@ -105,14 +101,52 @@ def resolve_jit(
             elif _synchronizes(layer, strategy):
                 obstacle = f"layer {layer.path} synchronizes replicas"
     if jit is True and obstacle:
-        raise InputError(f"jit=True, but {obstacle}; pass jit=False.")
+        source = "jit" if compiled is not True else "jit_compile"
+        raise InputError(
+            f"{source}=True, but {obstacle}; pass {source}=False."
+        )
     if jit == "auto":
         has_accelerator = any(
             "GPU" in device or "TPU" in device
             for device in devices_of(strategy)
         )
         return has_accelerator and not obstacle
-    return jit
+    return bool(jit)
+
+
+def resolve_steps_per_loop(
+    steps_per_loop: int | str, model: keras.Model
+) -> int | str:
+    """fit's own, or what `compile(steps_per_execution=...)` said."""
+    compiled = model.steps_per_execution
+    if compiled == 1 or steps_per_loop == compiled:
+        return steps_per_loop
+    if steps_per_loop != "auto":
+        raise InputError(
+            f"steps_per_loop={steps_per_loop!r}, but the model was compiled "
+            f"with steps_per_execution={compiled}; leave one of them out."
+        )
+    return compiled
+
+
+def check_validation_freq(frequency: int | Collection[int]) -> None:
+    is_count = isinstance(frequency, int) and frequency > 0
+    if not is_count and not isinstance(frequency, (list, tuple, set)):
+        raise InputError(
+            f"validation_freq={frequency!r}; expected an integer of at least "
+            "1, or a list, tuple or set of epochs."
+        )
+
+
+def check_takes(model: keras.Model, x: Any, y: Any) -> None:
+    """`(x, y)` in a tuple is two inputs to Keras, where one is wanted."""
+    inputs = getattr(model, "inputs", None)
+    if y is None and isinstance(x, tuple) and len(x) > 1:
+        if inputs is not None and len(inputs) == 1:
+            raise InputError(
+                f"x is a tuple of {len(x)}, but the model has one input; "
+                "pass targets by themselves: fit(model, x, y)."
+            )
 
 
 def _synchronizes(
