@@ -75,13 +75,12 @@ class Evaluator:
         done = self._loop.steps - begin
         if not done:
             raise InputError("The dataset ended before the first batch.")
-        if self._data.steps is not None and done < self._data.steps:
-            if not model.stop_evaluating:
-                warnings.warn(
-                    f"The data to evaluate on ended after {done} of "
-                    f"{self._data.steps} steps.",
-                    stacklevel=4,
-                )
+        if done < (self._data.steps or 0) and not model.stop_evaluating:
+            warnings.warn(
+                f"The data to evaluate on ended after {done} of "
+                f"{self._data.steps} steps.",
+                stacklevel=4,
+            )
         logs = metrics_now(model, keras.Model.test_step)
         self._callbacks.on_test_end(logs)
         return logs

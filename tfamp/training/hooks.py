@@ -51,9 +51,7 @@ def callbacks_here(
     return [each for each in callbacks if not isinstance(each, FILE_WRITERS)]
 
 
-def watch_batches(
-    callbacks: list[keras.callbacks.Callback], what: str
-) -> bool:
+def watch_batches(callbacks: list[keras.callbacks.Callback], what: str) -> bool:
     """Whether one of them wants to see each batch.
 
     Args:

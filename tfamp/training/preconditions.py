@@ -102,9 +102,7 @@ def resolve_jit(
                 obstacle = f"layer {layer.path} synchronizes replicas"
     if jit is True and obstacle:
         source = "jit" if compiled is not True else "jit_compile"
-        raise InputError(
-            f"{source}=True, but {obstacle}; pass {source}=False."
-        )
+        raise InputError(f"{source}=True, but {obstacle}; pass {source}=False.")
     if jit == "auto":
         has_accelerator = any(
             "GPU" in device or "TPU" in device
@@ -140,13 +138,12 @@ def check_validation_freq(frequency: int | Collection[int]) -> None:
 
 def check_takes(model: keras.Model, x: Any, y: Any) -> None:
     """`(x, y)` in a tuple is two inputs to Keras, where one is wanted."""
-    inputs = getattr(model, "inputs", None)
-    if y is None and isinstance(x, tuple) and len(x) > 1:
-        if inputs is not None and len(inputs) == 1:
-            raise InputError(
-                f"x is a tuple of {len(x)}, but the model has one input; "
-                "pass targets by themselves: fit(model, x, y)."
-            )
+    inputs = getattr(model, "inputs", None) or ()
+    if y is None and isinstance(x, tuple) and len(inputs) == 1 < len(x):
+        raise InputError(
+            f"x is a tuple of {len(x)}, but the model has one input; pass "
+            "targets by themselves: fit(model, x, y)."
+        )
 
 
 def _synchronizes(

@@ -49,9 +49,7 @@ def predict(
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
-    batches = Batches(
-        x, strategy=strategy, batch_size=batch_size, steps=steps
-    )
+    batches = Batches(x, strategy=strategy, batch_size=batch_size, steps=steps)
     if batches.steps is None:
         preconditions.check_ends(batches.dataset)
     is_custom = type(model).predict_step is not keras.Model.predict_step
@@ -106,9 +104,7 @@ def _pieces(
             break
         callbacks.on_predict_batch_begin(len(pieces))
         pieces.append(outputs_of(share))
-        callbacks.on_predict_batch_end(
-            len(pieces) - 1, {"outputs": pieces[-1]}
-        )
+        callbacks.on_predict_batch_end(len(pieces) - 1, {"outputs": pieces[-1]})
         if model.stop_predicting:
             break
     batches.end_epoch()
@@ -142,9 +138,7 @@ def _outputs_of(
         outputs, places = run(share)
         local = strategy.experimental_local_results
         return keras.tree.map_structure(
-            lambda values: _whole(
-                local(values), np.concatenate(local(places))
-            ),
+            lambda values: _whole(local(values), np.concatenate(local(places))),
             outputs,
         )
 
@@ -179,4 +173,3 @@ def _whole(pieces: tuple[Any, ...], places: np.ndarray) -> Any:
     if counting[0].shape.rank == 0:
         return tf.stack(counting)
     return tf.concat(counting, axis=0)
-
