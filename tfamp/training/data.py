@@ -4,6 +4,7 @@ Keras's own data adapters do the work, so that the order of rows is that of
 `Model.fit` for the same seed, and a partial last batch is whole.
 """
 
+import re
 import types
 import warnings
 from collections.abc import Callable
@@ -77,7 +78,7 @@ class Batches:
                 )
             dataset = self._adapter.get_tf_dataset()
         except (TypeError, ValueError) as error:
-            raise InputError(_one_line(error)) from None
+            raise InputError(one_line(error)) from None
         if not isinstance(dataset, tf.data.Dataset):
             raise InputError(
                 f"Data of type {type(dataset).__name__} are split already; "
@@ -97,6 +98,16 @@ class Batches:
             self.dataset = changed
             count = int(changed.cardinality().numpy())
             self.count = None if count < 0 else count
+
+    def warn_of_batch_size(self, name: str, batch_size: int | None) -> None:
+        """Says that a batch size means nothing to what yields batches."""
+        is_array = keras_internals.is_array_adapter(self._adapter)
+        if batch_size is not None and not is_array:
+            warnings.warn(
+                f"{name}={batch_size} is ignored: the data come in batches "
+                "already; choose their size where they are made.",
+                stacklevel=3,
+            )
 
     def begin_epoch(self) -> None:
         self._adapter.on_epoch_begin()
@@ -150,7 +161,7 @@ def validation_arguments(validation_data: Any) -> tuple[Any, Any, Any]:
     try:
         return keras.utils.unpack_x_y_sample_weight(validation_data)
     except ValueError as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(one_line(error)) from None
 
 
 def split(
@@ -162,7 +173,7 @@ def split(
             (x, y, sample_weight), validation_split
         )
     except (TypeError, ValueError) as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(one_line(error)) from None
 
 
 def _with_none(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -183,6 +194,8 @@ def _with_none(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(convert)
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def one_line(error: Exception) -> str:
+    """An error of Keras without colors, line breaks and all arguments."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    text = " ".join(text.split("\nArguments received by")[0].split())
     return text if len(text) < 600 else f"{text[:597]}..."

@@ -170,6 +170,7 @@ def fit(
         shuffle=shuffle,
         class_weight=class_weight,
     )
+    batches.warn_of_batch_size("batch_size", batch_size)
     observer = observers.current()
     batches.change(observer.change_dataset)
     dataset = batches.dataset
@@ -310,6 +311,7 @@ def evaluate(
         batch_size=batch_size,
         steps=steps,
     )
+    batches.warn_of_batch_size("batch_size", batch_size)
     callbacks = hooks.flat(callbacks)
     evaluator = Evaluator(
         model,

@@ -3,7 +3,9 @@
 `fit` does what was left out, and says it in one line.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import keras
 from absl import logging
@@ -13,6 +15,7 @@ from tfamp.errors import InputError
 from tfamp.precision import keep_float32 as precision
 from tfamp.precision.policy import precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
+from tfamp.training.data import one_line
 
 
 def build_layers(model: keras.Model, element_spec, is_custom: bool) -> None:
@@ -24,7 +27,8 @@ def build_layers(model: keras.Model, element_spec, is_custom: bool) -> None:
     if type(model).call is keras.Model.call:
         return
     try:
-        keras_internals.build_layers(model, element_spec)
+        with _said_in_one_line(model):
+            keras_internals.build_layers(model, element_spec)
     except Exception:
         if not is_custom:
             raise
@@ -39,7 +43,21 @@ def build_rest(model: keras.Model, element_spec, is_custom: bool) -> None:
             # A loss or metrics of other things than model(x) and y.
             keras_internals.build_optimizer(model)
     else:
-        keras_internals.build_everything(model, element_spec)
+        with _said_in_one_line(model):
+            keras_internals.build_everything(model, element_spec)
+
+
+@contextlib.contextmanager
+def _said_in_one_line(model: keras.Model) -> Iterator[None]:
+    """Data that do not fit a model are no error of the library's."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"Model {model.name!r} cannot take these data: {one_line(error)}"
+        ) from error
 
 
 def make_safe(
