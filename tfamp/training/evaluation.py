@@ -19,6 +19,7 @@ from tfamp.training.loop import Loop
 
 _INPUT_PROBLEM = re.compile(
     rf"{INPUT_ERROR_MARK}.*|Received a label value of .*?\)"
+    r"|Cast string to \w+ is not supported"
 )
 
 
@@ -126,7 +127,10 @@ def graph_calls(model: keras.Model) -> Iterator[None]:
     try:
         with keras_internals.additional_losses_in_float32(model):
             yield
-    except tf.errors.InvalidArgumentError as error:
+    except (
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnimplementedError,
+    ) as error:
         for line in str(error).splitlines():
             if found := _INPUT_PROBLEM.search(line):
                 text = found.group().removeprefix(INPUT_ERROR_MARK)
