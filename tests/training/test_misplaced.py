@@ -28,9 +28,9 @@ def test_one_line_is_right_by_itself_and_says_what_it_did(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert "kept dense" in lines[0]
-    assert "loss scale 65536" in lines[0]
+    assert "loss scale 32768" in lines[0]
     assert model(X).dtype == "float32"
-    assert history.history["loss_scale"] == [65536]
+    assert history.history["loss_scale"] == [32768]
 
 
 def test_what_the_caller_kept_or_left_stays_so():
