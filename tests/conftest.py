@@ -16,6 +16,8 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
+from tfamp.precision.policy import forget_precision
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Relative and absolute agreement of float32 results that were summed in
@@ -71,6 +73,7 @@ def fresh_global_state():
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+    forget_precision()
 
 
 @pytest.fixture(params=[1, 2, 4], ids=lambda n: f"{n}-replicas")

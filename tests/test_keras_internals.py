@@ -359,3 +359,70 @@ def test_a_variable_is_read_as_it_is_stored_inside_a_16_bit_scope():
         assert variable.value.dtype == tf.bfloat16
         stored = keras_internals.uncast_value(variable)
     assert float(stored) == 1.0 + 2.0**-20
+
+
+def test_data_adapters_make_batches_of_arrays():
+    (x, y, weight), (x_val, *_) = keras_internals.train_validation_split(
+        (np.zeros((10, 2)), np.zeros(10), None), 0.2
+    )
+    assert (len(x), len(x_val), weight) == (8, 2, None)
+    adapter = keras_internals.data_adapter(
+        x, y, None, batch_size=3, steps=None, shuffle=False, class_weight=None
+    )
+    assert keras_internals.is_array_adapter(adapter)
+    assert adapter.num_batches == 3
+    assert [len(x) for x, _ in adapter.get_tf_dataset()] == [3, 3, 2]
+    adapter.on_epoch_begin()
+    adapter.on_epoch_end()
+
+
+def test_a_seed_is_seen():
+    keras.utils.set_random_seed(1)
+    assert keras_internals.has_global_seed()
+
+
+def test_outputs_of_batches_are_put_together():
+    whole = keras_internals.concatenate_outputs(
+        [tf.ones((2, 3)), tf.ones((1, 3))]
+    )
+    assert isinstance(whole, np.ndarray)
+    assert whole.shape == (3, 3)
+
+
+def test_a_tensorboard_callback_that_profiles_is_known(tmp_path):
+    board = keras.callbacks.TensorBoard
+    assert not keras_internals.profiles_batches(board(tmp_path))
+    profiling = board(tmp_path)
+    profiling._start_batch = 2
+    assert keras_internals.profiles_batches(profiling)
+
+
+def test_a_session_loses_its_mark_when_it_is_cleared():
+    keras_internals.mark_session("here")
+    assert keras_internals.session_mark() == "here"
+    keras.backend.clear_session()
+    assert keras_internals.session_mark() is None
+
+
+def test_models_know_the_scope_that_they_were_made_in(mirrored):
+    def build():
+        return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+    assert not keras_internals.is_made_in_scope(build())
+    with mirrored(2).scope():
+        assert keras_internals.is_made_in_scope(build())
+
+
+def test_layers_and_optimizer_are_built_by_specs():
+    model = keras.Sequential([keras.layers.Dense(3)])
+    model.compile("adam", "mse", metrics=["mae"])
+    spec = (tf.TensorSpec((None, 2)), tf.TensorSpec((None, 3)))
+    keras_internals.build_layers(model, spec)
+    assert model.layers[0].kernel.shape == (2, 3)
+    keras_internals.build_optimizer(model)
+    assert model.optimizer.built
+    logs = keras_internals.logs_in_order(model, {"loss": 1.0})
+    assert logs == 1.0
+    assert not keras_internals.is_marked(model, "seen")
+    keras_internals.mark(model, "seen")
+    assert keras_internals.is_marked(model, "seen")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         wrap_optimizer,
     )
     from tfamp.training.fit import evaluate, fit
+    from tfamp.training.predict import predict
 
 # Public name -> the module that defines it.
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "load_model": "saving.load",
     "optimize": "layers.optimize",
     "precision_scope": "precision.policy",
+    "predict": "training.predict",
     "probe": "analysis.probe.measure",
     "recommend": "hardware.devices",
     "set_precision": "precision.policy",
@@ -76,6 +78,7 @@ __all__ = [
     "load_model",
     "optimize",
     "precision_scope",
+    "predict",
     "probe",
     "recipe",
     "recommend",

@@ -607,3 +607,121 @@ def _methods_replaced(instance: Any, **methods: Callable) -> Iterator[None]:
                 object.__setattr__(instance, name, own[name])
             else:
                 object.__delattr__(instance, name)
+
+
+def data_adapter(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    *,
+    batch_size: int | None,
+    steps: int | None,
+    shuffle: bool | str,
+    class_weight: dict[int, float] | None,
+) -> Any:
+    """What makes batches of all that `Model.fit` takes."""
+    return keras.src.trainers.data_adapters.get_data_adapter(
+        x,
+        y,
+        sample_weight,
+        batch_size=batch_size,
+        steps_per_epoch=steps,
+        shuffle=shuffle,
+        class_weight=class_weight,
+    )
+
+
+def train_validation_split(arrays: Any, validation_split: float) -> Any:
+    """The first rows of arrays, and the last, as `Model.fit` splits them."""
+    return (
+        keras.src.trainers.data_adapters.array_slicing.train_validation_split(
+            arrays, validation_split=validation_split
+        )
+    )
+
+
+def has_global_seed() -> bool:
+    """Whether TensorFlow draws from a seed that was set."""
+    from tensorflow.python.eager import context
+
+    return context.global_seed() is not None
+
+
+def is_array_adapter(adapter: Any) -> bool:
+    """Whether a data adapter holds arrays."""
+    module = keras.src.trainers.data_adapters.array_data_adapter
+    return isinstance(adapter, module.ArrayDataAdapter)
+
+
+def profiles_batches(callback: keras.callbacks.TensorBoard) -> bool:
+    """Whether `profile_batch` was given to it."""
+    return callback._start_batch > 0
+
+
+def concatenate_outputs(pieces: list[Any]) -> Any:
+    """Outputs of batches, one after the other, as `Model.predict` does.
+
+    Ragged where the batches differ in more than their rows; scalars in a row.
+    """
+    module = keras.src.backend.tensorflow.trainer
+    whole = module.potentially_ragged_concat(pieces)
+    return module.convert_to_np_if_not_ragged(whole)
+
+
+def logs_in_order(model: keras.Model, logs: dict[str, Any]) -> Any:
+    """The logs as `Model.evaluate` returns them without `return_dict`."""
+    return model._flatten_metrics_in_order(logs)
+
+
+def is_made_in_scope(model: keras.Model) -> bool:
+    """Whether the model was made within a `strategy.scope()`."""
+    return model._distribute_strategy is not None
+
+
+def mark(model: keras.Model, name: str) -> None:
+    """Notes on a model that something was done; no file keeps the note."""
+    object.__setattr__(model, f"_{name}", True)
+
+
+def is_marked(model: keras.Model, name: str) -> bool:
+    """Whether `mark` noted that."""
+    return getattr(model, f"_{name}", False)
+
+
+def mark_session(value: Any) -> None:
+    """Leaves a mark that `keras.backend.clear_session()` wipes off."""
+    keras.src.backend.common.global_state.set_global_attribute(
+        "tfamp_mark", value
+    )
+
+
+def session_mark() -> Any:
+    """The mark of this session, or None."""
+    return keras.src.backend.common.global_state.get_global_attribute(
+        "tfamp_mark"
+    )
+
+
+def build_layers(model: keras.Model, element_spec: Any) -> None:
+    """Creates the variables of a model's layers, where they are missing."""
+    if all(layer.built for layer in model._flatten_layers()):
+        return
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(
+        keras.tree.map_structure(
+            lambda spec: (
+                keras.KerasTensor(
+                    spec.shape, keras.backend.standardize_dtype(spec.dtype)
+                )
+                if hasattr(spec, "shape")
+                else None
+            ),
+            element_spec,
+        )
+    )
+    keras.src.backend.compute_output_spec(model, x, training=False)
+
+
+def build_optimizer(model: keras.Model) -> None:
+    """Creates the variables of a model's optimizer, where they are missing."""
+    if model.optimizer is not None and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)

@@ -66,10 +66,10 @@ def test_steps_per_epoch_go_on_where_the_epoch_before_stopped():
 
 
 @pytest.mark.parametrize(
-    ("steps_per_epoch", "epochs_done", "steps_done"), [(2, 2, 3), (3, 1, 3)]
+    ("steps_per_epoch", "steps_done"), [(2, 2 + 1 + 2 + 1), (4, 3 * 4)]
 )
-def test_data_that_end_early_end_training_with_a_warning(
-    steps_per_epoch, epochs_done, steps_done
+def test_data_that_end_early_begin_anew_in_the_next_epoch_with_a_warning(
+    steps_per_epoch, steps_done
 ):
     model = build_model()
     with pytest.warns(UserWarning, match=r"Use dataset.repeat\(\)") as caught:
@@ -82,7 +82,7 @@ def test_data_that_end_early_end_training_with_a_warning(
         )
     assert caught[0].filename == __file__
     assert steps_of(model) == steps_done
-    assert len(history.history["loss"]) == epochs_done
+    assert len(history.history["loss"]) == 4
     assert np.isfinite(history.history["loss"]).all()
 
 
@@ -212,12 +212,6 @@ def test_training_twice_goes_on_where_it_stopped():
         np.testing.assert_array_equal(a, b)
 
 
-def frozen():
-    model = build_model()
-    model.trainable = False
-    return model
-
-
 def summed():
     model = build_model()
     model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
@@ -227,14 +221,14 @@ def summed():
 @pytest.mark.parametrize(
     ("model", "data", "options", "message"),
     [
-        (frozen, dataset, {}, "has no trainable weights"),
         (
             lambda: keras.Sequential([layers.Dense(1)]),
             dataset,
             {},
             "is not compiled; call model.compile",
         ),
-        (build_model, lambda: np.zeros((8, 4)), {}, "expected a tf.data.Data"),
+        (build_model, lambda: None, {}, "x=None; pass arrays"),
+        (build_model, lambda: "rows", {}, "Unrecognized data type"),
         (build_model, lambda: dataset().unbatch(), {}, "batch it"),
         (build_model, lambda: dataset().repeat(), {}, "pass steps_per_epoch"),
         (build_model, lambda: dataset().take(0), {}, "before the first batch"),
@@ -250,7 +244,7 @@ def summed():
             {},
             r"label value of \d+ which is outside the valid range of \[0, 3\)",
         ),
-        (build_model, dataset, {"epochs": 0}, "epochs=0 must be an integer"),
+        (build_model, dataset, {"epochs": -1}, "epochs=-1 must be an integer"),
         (build_model, dataset, {"epochs": "3"}, "epochs='3' must be an int"),
         (build_model, dataset, {"steps_per_epoch": 1.5}, "steps_per_epoch=1.5"),
         (build_model, dataset, {"steps_per_loop": 0}, "steps_per_loop=0"),
@@ -267,7 +261,7 @@ def summed():
             build_model,
             dataset,
             {"validation_data": [1, 2]},
-            "Data of type list",
+            "Unrecognized data type",
         ),
         (
             summed,
@@ -287,7 +281,7 @@ def test_bad_input_gets_one_line(model, data, options, message):
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        (lambda: np.zeros((8, 4)), {}, "expected a tf.data.Dataset"),
+        (lambda: None, {}, "x=None; pass arrays"),
         (lambda: dataset().unbatch(), {}, "batch it"),
         (lambda: dataset().repeat(), {}, "repeats without end"),
         (lambda: dataset().take(0), {}, "before the first batch"),

@@ -4,6 +4,7 @@ One flag takes a recipe from one device to several; the numbers stay those of
 the global batch.
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from tfamp.distribute.cluster import (
 from tfamp.errors import InputError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+# The last strategy of several replicas, until a model uses it.
+_last: list[weakref.ref] = []
 
 
 class Share(NamedTuple):
@@ -73,6 +77,45 @@ def get_strategy(
             cluster or TPU that is not there.
         WorkerLostError: a worker did not come in time.
     """
+    strategy = _strategy_of(
+        name,
+        num_devices=num_devices,
+        tpu=tpu,
+        cluster=cluster,
+        workers=workers,
+        worker_index=worker_index,
+        num_workers=num_workers,
+    )
+    _last.clear()
+    if strategy.num_replicas_in_sync > 1:
+        _last.append(weakref.ref(strategy))
+    return strategy
+
+
+def last_strategy() -> tf.distribute.Strategy | None:
+    """What `get_strategy` made last, while it is there and is of no use yet.
+
+    None where it has one replica: no model needs its scope.
+    """
+    return _last[0]() if _last else None
+
+
+def note_use(strategy: tf.distribute.Strategy) -> None:
+    """A model was made in the strategy's scope."""
+    if last_strategy() is strategy:
+        _last.clear()
+
+
+def _strategy_of(
+    name: str,
+    *,
+    num_devices: int | None,
+    tpu: str,
+    cluster: str,
+    workers: Sequence[str],
+    worker_index: int | None,
+    num_workers: int | None,
+) -> tf.distribute.Strategy:
     if name not in STRATEGIES:
         hint = (
             " (Keras 3 does not support parameter servers)"

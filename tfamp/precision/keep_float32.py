@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.precision import (
     before,
@@ -147,6 +148,7 @@ def keep_float32(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before keep_float32."
         )
+    keras_internals.mark(model, "tfamp_keep_float32")
     places = [
         place
         for place in walk(model)
@@ -213,7 +215,7 @@ def _told(place: Place, kept, inside) -> tuple[str | None, bool]:
 
 
 def _root(model: keras.Model) -> Place:
-    return Place(model, model, model.name, True)
+    return Place(model, model, model.name, model.name, True)
 
 
 def _release(model: keras.Model, places: list[Place]) -> bool:

@@ -13,6 +13,9 @@ from tfamp.errors import InputError
 if TYPE_CHECKING:
     import keras
 
+# What `set_precision` set last.
+_last_precision: str | None = None
+
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 AUTO = "auto"
 
@@ -76,9 +79,25 @@ def set_precision(name: str = AUTO) -> str:
     """
     import keras
 
+    from tfamp.keras_internals import mark_session
+
+    global _last_precision
     precision = resolve_precision(name)
     keras.config.set_dtype_policy(precision)
+    mark_session(precision)
+    _last_precision = precision
     return precision
+
+
+def last_precision() -> str | None:
+    """What `set_precision` set last, whatever undid it since."""
+    return _last_precision
+
+
+def forget_precision() -> None:
+    """Makes `last_precision` None."""
+    global _last_precision
+    _last_precision = None
 
 
 @contextlib.contextmanager
@@ -96,12 +115,14 @@ def precision_scope(name: str = AUTO) -> Iterator[str]:
     """
     import keras
 
-    former = keras.config.dtype_policy()
+    global _last_precision
+    former, former_precision = keras.config.dtype_policy(), _last_precision
     precision = set_precision(name)
     try:
         yield precision
     finally:
         keras.config.set_dtype_policy(former)
+        _last_precision = former_precision
 
 
 def precision_of(model: "keras.Model") -> str:

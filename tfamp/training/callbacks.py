@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -82,7 +83,11 @@ class ProgressBar(keras.callbacks.Callback):
         # Asked of the stream itself: rich also takes a pipe for a terminal
         # where FORCE_COLOR is set, as many CI systems do.
         console = Console(highlight=False)
-        live = sys.stdout.isatty() and not console.is_dumb_terminal
+        live = (
+            sys.stdout.isatty()
+            and not console.is_dumb_terminal
+            and keras.config.is_interactive_logging_enabled()
+        )
         if live and not self._one_line_per_epoch:
             self._start_bar(console)
 
@@ -106,7 +111,10 @@ class ProgressBar(keras.callbacks.Callback):
         self._steps = self.params.get("steps") or self._steps_done
         seconds = time.monotonic() - self._epoch_start
         line = f"{self._title}  {format_figures(logs or {})}  {seconds:.1f} s"
-        print(line, flush=True)
+        if keras.config.is_interactive_logging_enabled():
+            print(line, flush=True)
+        else:
+            logging.info(line)
 
     def on_train_end(self, logs=None):
         self.close()

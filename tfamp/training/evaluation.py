@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +15,12 @@ from tfamp.errors import INPUT_ERROR_MARK, InputError
 from tfamp.step import build
 from tfamp.step.trial import plan_of
 from tfamp.training import preconditions
+from tfamp.training.data import Batches
 from tfamp.training.loop import Loop
 
 _INPUT_PROBLEM = re.compile(
     rf"{INPUT_ERROR_MARK}.*|Received a label value of .*?\)"
+    r"|Cast string to \w+ is not supported"
 )
 
 
@@ -30,40 +33,73 @@ class Evaluator:
     def __init__(
         self,
         model: keras.Model,
-        dataset: tf.data.Dataset,
-        limit: int | None = None,
+        batches: Batches,
+        callbacks: keras.callbacks.CallbackList | None = None,
+        watched: bool = False,
     ):
-        preconditions.check_is_dataset(dataset)
-        if limit is None and preconditions.is_endless(dataset):
+        dataset = batches.dataset
+        if batches.steps is None and preconditions.is_endless(dataset):
             raise InputError(
                 "The dataset to evaluate on repeats without end; use "
                 "dataset.take(n)."
             )
-        self._limit = limit
         strategy = model.distribute_strategy
         self._model = model
+        self._data = batches
+        self._limit = batches.steps or batches.count
+        self._callbacks = callbacks or keras.callbacks.CallbackList()
+        # Callbacks that watch batches see each.
+        self._watched = watched
         self._batches = distribute_batches(strategy, dataset)
         self._dataset = dataset
         # Made when the model, its loss and metrics are built.
         self._loop: Loop | None = None
 
     def run(self) -> dict[str, float]:
+        """Evaluates once; the batches of the next time are the same."""
         if self._loop is None:
             self._loop = self._make_loop()
-        self._model.reset_metrics()
-        limit = self._limit
+        model, limit = self._model, self._limit
+        model.stop_evaluating = False
+        self._callbacks.on_test_begin()
+        model.reset_metrics()
+        self._data.begin_epoch()
         iterator = iter(self._batches)
         begin = self._loop.steps
-        wanted = self._STEPS_PER_LOOP
-        with graph_calls(self._model):
-            while limit is None or self._loop.steps - begin < limit:
-                if limit is not None:
-                    wanted = min(wanted, limit - self._loop.steps + begin)
-                if not self._loop.run(iterator, wanted):
-                    break
-        if self._loop.steps == begin:
+        has_more = True
+        while has_more and not model.stop_evaluating:
+            done = self._loop.steps - begin
+            wanted = 1 if self._watched else self._STEPS_PER_LOOP
+            if limit is not None:
+                wanted = min(wanted, limit - done)
+            if not wanted:
+                break
+            has_more = self._graph_call(iterator, done, wanted)
+        self._data.end_epoch()
+        done = self._loop.steps - begin
+        if not done:
             raise InputError("The dataset ended before the first batch.")
-        return metrics_now(self._model, keras.Model.test_step)
+        if done < (self._data.steps or 0) and not model.stop_evaluating:
+            warnings.warn(
+                f"The data to evaluate on ended after {done} of "
+                f"{self._data.steps} steps.",
+                stacklevel=4,
+            )
+        logs = metrics_now(model, keras.Model.test_step)
+        self._callbacks.on_test_end(logs)
+        return logs
+
+    def _graph_call(self, iterator: Iterator, done: int, wanted: int) -> bool:
+        """Runs some steps; False where the data ended."""
+        before = self._loop.steps
+        if self._watched:
+            self._callbacks.on_test_batch_begin(done)
+        with graph_calls(self._model):
+            has_more = self._loop.run(iterator, wanted)
+        if self._watched and self._loop.steps > before:
+            logs = metrics_now(self._model, keras.Model.test_step)
+            self._callbacks.on_test_batch_end(done, logs)
+        return has_more
 
     def _make_loop(self) -> Loop:
         model = self._model
@@ -104,7 +140,10 @@ def graph_calls(model: keras.Model) -> Iterator[None]:
     try:
         with keras_internals.additional_losses_in_float32(model):
             yield
-    except tf.errors.InvalidArgumentError as error:
+    except (
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnimplementedError,
+    ) as error:
         for line in str(error).splitlines():
             if found := _INPUT_PROBLEM.search(line):
                 text = found.group().removeprefix(INPUT_ERROR_MARK)

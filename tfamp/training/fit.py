@@ -4,9 +4,10 @@ The numbers are those of the global batch, whatever the number of replicas and
 microbatches.
 """
 
-import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,53 +20,91 @@ from tfamp.errors import InputError
 from tfamp.overflow import watch
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.overflow.replay import Replay
-from tfamp.precision.policy import precision_of
-from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
+from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.step import build
 from tfamp.step.terms import Plan
 from tfamp.step.trial import plan_of
-from tfamp.training import observers, preconditions
-from tfamp.training.callbacks import FILE_WRITERS, ProgressBar, ScaleTimeline
+from tfamp.training import (
+    data,
+    hooks,
+    misplaced,
+    observers,
+    preconditions,
+    safe,
+)
+from tfamp.training.callbacks import (
+    ProgressBar,
+    ScaleTimeline,
+    format_figures,
+)
 from tfamp.training.evaluation import Evaluator
 from tfamp.training.run import Run
 
 
 def fit(
     model: keras.Model,
-    dataset: tf.data.Dataset,
+    x: Any,
+    y: Any = None,
     *,
+    batch_size: int | None = None,
     epochs: int = 1,
+    verbose: int | str = "auto",
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool | str = True,
+    class_weight: dict[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
     steps_per_epoch: int | None = None,
-    validation_data: tf.data.Dataset | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | Collection[int] = 1,
     microbatches: int = 1,
     steps_per_loop: int | str = "auto",
     jit: bool | str = "auto",
     all_reduce_dtype: str | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     checkpoint_frozen: bool = True,
+    keep_float32: bool | str = "auto",
     on_overflow: str = "log",
-    verbose: int | str = "auto",
 ) -> keras.callbacks.History:
     """Trains a compiled Keras model under the strategy it was built in.
+
+    All arguments of `keras.Model.fit` mean what they mean there.
 
     Args:
         model: compiled; `tfamp.wrap_optimizer` makes its optimizer safe on
             every replica, and fit does so itself where that was left out.
-        dataset: global batches `(x, y)` or `(x, y, sample_weight)`, in any
-            structure that the model takes.
-        epochs: how often to go through the dataset.
+        x: arrays, tensors, dicts and lists of them, or batches `(x, y)` or
+            `(x, y, sample_weight)`: a `tf.data.Dataset`, a `PyDataset`, a
+            generator, a PyTorch `DataLoader`, a grain dataset. Batches are
+            global: replicas share them.
+        y: targets, for arrays.
+        batch_size: rows of a global batch, for arrays; None for 32.
+        epochs: the epoch to train up to.
+        verbose: 0 nothing, 1 or "auto" a progress bar, 2 a line per epoch.
+        callbacks: any Keras callbacks: a list, one, or a `CallbackList`.
+        validation_split: this share of the rows, the last, is evaluated on.
+        validation_data: evaluated on after each epoch; as x, or `(x, y)`, or
+            `(x, y, sample_weight)`.
+        shuffle: shuffles arrays before each epoch.
+        class_weight: weight of each class in the loss.
+        sample_weight: weight of each row in the loss, for arrays.
+        initial_epoch: the epoch to begin with.
         steps_per_epoch: batches per epoch, taken on from where the epoch
-            before stopped; None for one pass over the dataset.
-        validation_data: global batches to evaluate on after each epoch.
-        callbacks: any Keras callbacks.
+            before stopped; None for one pass over the data.
+        validation_steps: batches to evaluate on; None for all.
+        validation_batch_size: None for `batch_size`.
+        validation_freq: evaluates every so many epochs, or after these.
         microbatches: splits each replica's batch in so many; gradients add up
             in float32 and are reduced once.
         steps_per_loop: steps in one graph call, with no Python in between.
             "auto" adapts to the speed of a step; where a callback watches
             single batches it is 1. Callbacks see the end of each call.
-        jit: compile forward and backward passes with XLA. "auto": on GPUs and
-            TPUs, where all layers allow it.
+        jit: compile forward and backward passes with XLA. "auto": what
+            `compile(jit_compile=...)` said; else on GPUs and TPUs, where all
+            layers allow it.
         all_reduce_dtype: "float16" or "bfloat16" halves what replicas send
             each other; None sends gradients as they are.
         checkpoint_dir: saves there by itself, at each epoch's end and every
@@ -77,13 +116,15 @@ def fit(
             `trainable` is False out of the checkpoints, such as a base that
             is fine-tuned by low-rank weights. To go on, the model must have
             them again, from the file that they came from: others are refused.
+        keep_float32: "auto" calls `tfamp.keep_float32(model)` where it was
+            left out of a model with 16-bit layers, and says so; False does
+            not.
         on_overflow: what to do about skipped steps: "ignore" them; "log" how
             many there were; "blame" what overflowed first, which layer on
             which replica, in the first step of a stretch, by running it again
             (`tfamp.overflow.replay`; of the first eight stretches each, then
             of the 16th, the 32nd, ...); or "stop" at the first, and say that.
             The numbers of the training are the same with all of them.
-        verbose: 0 nothing, 1 or "auto" a progress bar, 2 a line per epoch.
 
     Returns:
         The history: the keys of `keras.Model.fit`, and per epoch `loss_scale`,
@@ -98,30 +139,67 @@ def fit(
         WorkerLostError: another worker stopped answering.
         Preempted: SIGTERM came, and the run is saved in `checkpoint_dir`.
     """
-    preconditions.check_counts({"epochs": epochs, "microbatches": microbatches})
-    preconditions.check_counts({"steps_per_epoch": steps_per_epoch})
+    preconditions.check_counts(
+        {"epochs": epochs, "initial_epoch": initial_epoch}, least=0
+    )
+    preconditions.check_counts(
+        {
+            "microbatches": microbatches,
+            "batch_size": batch_size,
+            "steps_per_epoch": steps_per_epoch,
+            "validation_steps": validation_steps,
+            "validation_batch_size": validation_batch_size,
+        }
+    )
     preconditions.check_compiled(model)
+    preconditions.check_takes(model, x, y)
+    preconditions.check_validation_freq(validation_freq)
+    misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    verbose = verbose if is_chief(strategy) else 0
+    epochs = _capped(epochs)
+    if validation_split and validation_data is None:
+        (x, y, sample_weight), validation_data = data.split(
+            x, y, sample_weight, validation_split
+        )
+    batches = data.Batches(
+        x,
+        y,
+        sample_weight,
+        strategy=strategy,
+        batch_size=batch_size,
+        steps=steps_per_epoch,
+        shuffle=shuffle,
+        class_weight=class_weight,
+    )
+    batches.warn_of_batch_size("batch_size", batch_size)
     observer = observers.current()
-    dataset = observer.change_dataset(dataset)
-    callbacks = [*callbacks, *observer.callbacks]
+    batches.change(observer.change_dataset)
+    dataset = batches.dataset
+    if batches.steps is None:
+        preconditions.check_ends(dataset)
     preconditions.check_batches(dataset, strategy, microbatches)
     is_custom = type(model).train_step is not keras.Model.train_step
-    jit = preconditions.resolve_jit(jit, model, strategy, is_custom)
     if is_custom and microbatches > 1:
         raise InputError(
             f"microbatches={microbatches} needs Keras's own train_step, which "
             f"{type(model).__name__} overrides; accumulate gradients there."
         )
+    jit = preconditions.resolve_jit(jit, model, strategy, is_custom)
+    steps_per_loop = preconditions.resolve_steps_per_loop(steps_per_loop, model)
+    callbacks = [*hooks.flat(callbacks), *observer.callbacks]
+    progress = _progress(verbose, callbacks)
     with strategy.scope():
+        safe.build_layers(model, dataset.element_spec, is_custom)
         if not is_custom:
-            _make_optimizer_safe(model)
-        keras_internals.build_everything(model, dataset.element_spec)
+            safe.make_safe(model, keep_float32, verbose)
+        safe.build_rest(model, dataset.element_spec, is_custom)
+    misplaced.warn_of(model)
     preconditions.warn_of_eager_sums(model)
     if microbatches > 1:
         preconditions.check_can_accumulate(model)
-    if not model.trainable_variables:
-        raise InputError(f"Model {model.name!r} has no trainable weights.")
+    # Keras's own step trains what there is, and says where that is nothing.
+    is_custom = is_custom or not model.trainable_variables
     plan = None
     if not is_custom:
         pieces = strategy.num_replicas_in_sync * microbatches
@@ -129,15 +207,30 @@ def fit(
     optimizers = _loss_scale_optimizers(model)
     for optimizer in optimizers.values():
         optimizer.all_reduce_dtype = all_reduce_dtype
-    progress = _progress(verbose if is_chief(strategy) else 0)
     kept = _kept_step(model, optimizers)
-    callbacks_here = _callbacks_here(callbacks, strategy)
+    callbacks_here = hooks.callbacks_here(callbacks, strategy)
+    callback_list = keras.callbacks.CallbackList(
+        [*callbacks_here, *progress],
+        add_history=True,
+        model=model,
+        epochs=epochs,
+        steps=batches.steps or batches.count,
+        verbose={"auto": 1}.get(verbose, verbose),
+    )
     run = Run(
         model,
-        dataset,
+        batches,
         _step(model, is_custom, microbatches, jit, plan),
-        steps_per_epoch=steps_per_epoch,
-        validation_data=validation_data,
+        evaluator=_evaluator_of(
+            model,
+            validation_data,
+            callback_list,
+            batch_size=validation_batch_size or batch_size,
+            steps=validation_steps,
+            # On all workers alike, whoever's callbacks it is for.
+            watched=hooks.watch_batches(callbacks, "test"),
+        ),
+        validation_freq=validation_freq,
         watch=watch.OverflowWatch(
             optimizers,
             on_overflow,
@@ -165,20 +258,14 @@ def fit(
             with_frozen=checkpoint_frozen,
         ),
         steps_per_loop=steps_per_loop,
-        watched=any(map(_watches_batches, callbacks)),
-        callbacks=keras.callbacks.CallbackList(
-            [*callbacks_here, *progress],
-            add_history=True,
-            model=model,
-            epochs=epochs,
-            steps=steps_per_epoch or preconditions.cardinality(dataset),
-            verbose=0 if verbose == 0 else 1,
-        ),
+        watched=hooks.watch_batches(callbacks, "train"),
+        stops_at_nan=not is_custom and hooks.stop_at_nan(callbacks),
+        callbacks=callback_list,
     )
     model.stop_training = False
     try:
         with worker_errors():
-            return run.epochs(epochs)
+            return run.epochs(epochs, initial_epoch)
     finally:
         # Keras tells callbacks nothing when training raises.
         for bar in progress:
@@ -186,15 +273,31 @@ def fit(
 
 
 def evaluate(
-    model: keras.Model, dataset: tf.data.Dataset, *, steps: int | None = None
-) -> dict[str, float]:
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = None,
+    sample_weight: Any = None,
+    steps: int | None = None,
+    callbacks: Any = None,
+    verbose: int | str = 0,
+    return_dict: bool = True,
+) -> dict[str, float] | list[float] | float:
     """Evaluates a compiled model under the strategy it was built in.
+
+    Every row counts exactly once, in a partial last batch too.
 
     Args:
         model: compiled.
-        dataset: global batches, as for `fit`. Every row counts exactly once,
-            in a partial last batch too.
+        x: arrays or batches, as for `fit`.
+        y: targets, for arrays.
+        batch_size: rows of a global batch, for arrays; None for 32.
+        sample_weight: weight of each row in the loss, for arrays.
         steps: batches to evaluate; None for all.
+        callbacks: any Keras callbacks.
+        verbose: anything but 0 prints the results in one line.
+        return_dict: False for a list, as of `keras.Model.evaluate`.
 
     Returns:
         The loss and the metrics, by name.
@@ -204,12 +307,75 @@ def evaluate(
         WorkerLostError: another worker stopped answering.
     """
     preconditions.check_compiled(model)
-    preconditions.check_counts({"steps": steps})
-    evaluator = Evaluator(model, dataset, steps)
-    with model.distribute_strategy.scope():
-        keras_internals.build_everything(model, dataset.element_spec)
+    preconditions.check_takes(model, x, y)
+    preconditions.check_counts({"steps": steps, "batch_size": batch_size})
+    misplaced.check_scope(model)
+    strategy = model.distribute_strategy
+    batches = data.Batches(
+        x,
+        y,
+        sample_weight,
+        strategy=strategy,
+        batch_size=batch_size,
+        steps=steps,
+    )
+    batches.warn_of_batch_size("batch_size", batch_size)
+    callbacks = hooks.flat(callbacks)
+    evaluator = Evaluator(
+        model,
+        batches,
+        keras.callbacks.CallbackList(
+            hooks.callbacks_here(callbacks, strategy),
+            model=model,
+            epochs=1,
+            steps=batches.steps or batches.count,
+            verbose={"auto": 1}.get(verbose, verbose),
+        ),
+        hooks.watch_batches(callbacks, "test"),
+    )
+    is_custom = type(model).test_step is not keras.Model.test_step
+    with strategy.scope():
+        spec = batches.dataset.element_spec
+        safe.build_layers(model, spec, is_custom)
+        safe.build_rest(model, spec, is_custom)
     with worker_errors():
-        return evaluator.run()
+        results = evaluator.run()
+    if verbose and is_chief(strategy):
+        print(format_figures(results), flush=True)
+    if return_dict:
+        return results
+    return keras_internals.logs_in_order(model, results)
+
+
+def _capped(epochs: int) -> int:
+    most = keras.config.max_epochs()
+    if most and most < epochs:
+        warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
+        return most
+    return epochs
+
+
+def _evaluator_of(
+    model: keras.Model,
+    validation_data: Any,
+    callbacks: keras.callbacks.CallbackList,
+    *,
+    batch_size: int | None,
+    steps: int | None,
+    watched: bool,
+) -> Evaluator | None:
+    if validation_data is None:
+        return None
+    x, y, sample_weight = data.validation_arguments(validation_data)
+    batches = data.Batches(
+        x,
+        y,
+        sample_weight,
+        strategy=model.distribute_strategy,
+        batch_size=batch_size,
+        steps=steps,
+    )
+    return Evaluator(model, batches, callbacks, watched)
 
 
 def _step(
@@ -236,66 +402,15 @@ def _kept_step(
     return KeptStep(model, optimizers) if optimizers and not is_tpu else None
 
 
-def _progress(verbose: int | str) -> list[ProgressBar]:
+def _progress(
+    verbose: int | str, callbacks: list[keras.callbacks.Callback]
+) -> list[ProgressBar]:
     if verbose not in (0, 1, 2, "auto"):
         raise InputError(f"verbose={verbose!r}; expected 'auto', 0, 1 or 2.")
-    if verbose == 0:
+    bars = (ProgressBar, keras.callbacks.ProgbarLogger)
+    if verbose == 0 or any(isinstance(each, bars) for each in callbacks):
         return []
     return [ProgressBar(one_line_per_epoch=verbose == 2)]
-
-
-def _callbacks_here(
-    callbacks: Sequence[keras.callbacks.Callback],
-    strategy: tf.distribute.Strategy,
-) -> list[keras.callbacks.Callback]:
-    """Those that run on this worker: of several, one writes files.
-
-    All others run everywhere, since they may set the learning rate or stop.
-    """
-    if is_chief(strategy):
-        return list(callbacks)
-    return [each for each in callbacks if not isinstance(each, FILE_WRITERS)]
-
-
-def _watches_batches(callback: keras.callbacks.Callback) -> bool:
-    """Whether a callback wants to see single batches."""
-    if isinstance(callback, ProgressBar):
-        return False
-    frequency = getattr(
-        callback, "save_freq", getattr(callback, "update_freq", None)
-    )
-    if frequency == "epoch":
-        # ModelCheckpoint and TensorBoard define the hooks whether or not.
-        return False
-    return any(
-        getattr(type(callback), hook)
-        is not getattr(keras.callbacks.Callback, hook)
-        or hook in vars(callback)
-        for hook in (
-            "on_batch_begin",
-            "on_batch_end",
-            "on_train_batch_begin",
-            "on_train_batch_end",
-        )
-    )
-
-
-def _make_optimizer_safe(model: keras.Model) -> None:
-    """Puts the optimizer into a `LossScaleOptimizer`, unless it is in one."""
-    optimizer = model.optimizer
-    if isinstance(optimizer, LossScaleOptimizer):
-        return
-    options = {}
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # Keras's own corrupts weights when a replica but the first overflows.
-        options = {
-            "dynamic": True,
-            "initial_scale": 2.0 ** round(math.log2(optimizer.initial_scale)),
-            "dynamic_growth_steps": optimizer.dynamic_growth_steps,
-        }
-        optimizer = optimizer.inner_optimizer
-    safe = wrap_optimizer(optimizer, precision_of(model), **options)
-    keras_internals.replace_optimizer(model, safe)
 
 
 def _loss_scale_optimizers(

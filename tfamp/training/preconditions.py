@@ -4,7 +4,7 @@ What is not met is an `InputError`, raised before anything is traced.
 """
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -20,13 +20,13 @@ from tfamp.errors import InputError
 from tfamp.precision.policy import precision_of
 
 
-def check_counts(counts: Mapping[str, Any]) -> None:
+def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
     for name, count in counts.items():
         if count is None:
             continue
-        if not isinstance(count, numbers.Integral) or count < 1:
+        if not isinstance(count, numbers.Integral) or count < least:
             raise InputError(
-                f"{name}={count!r} must be an integer of at least 1."
+                f"{name}={count!r} must be an integer of at least {least}."
             )
 
 
@@ -37,21 +37,11 @@ def check_compiled(model: keras.Model) -> None:
         )
 
 
-def check_is_dataset(dataset: Any) -> None:
-    if not isinstance(dataset, tf.data.Dataset):
-        raise InputError(
-            f"Data of type {type(dataset).__name__}; expected a "
-            "tf.data.Dataset of batches, such as "
-            "tf.data.Dataset.from_tensor_slices((x, y)).batch(64)."
-        )
-
-
 def check_batches(
     dataset: tf.data.Dataset,
     strategy: tf.distribute.Strategy,
     microbatches: int,
 ) -> None:
-    check_is_dataset(dataset)
     batch_size = static_rows(dataset.element_spec)
     pieces = strategy.num_replicas_in_sync * microbatches
     if batch_size is not None and batch_size % pieces:
@@ -62,14 +52,11 @@ def check_batches(
         )
 
 
-def cardinality(dataset: tf.data.Dataset) -> int | None:
-    """Batches in the dataset, or None where TensorFlow cannot tell."""
+def check_ends(dataset: tf.data.Dataset) -> None:
     if is_endless(dataset):
         raise InputError(
             "The dataset repeats without end; pass steps_per_epoch."
         )
-    cardinality = int(dataset.cardinality().numpy())
-    return None if cardinality == tf.data.UNKNOWN_CARDINALITY else cardinality
 
 
 def is_endless(dataset: tf.data.Dataset) -> bool:
@@ -146,6 +133,40 @@ def resolve_jit(
             has_accelerator and not obstacle and not is_op_determinism_enabled()
         )
     return bool(jit)
+
+
+def resolve_steps_per_loop(
+    steps_per_loop: int | str, model: keras.Model
+) -> int | str:
+    """fit's own, or what `compile(steps_per_execution=...)` said."""
+    compiled = model.steps_per_execution
+    if compiled == 1 or steps_per_loop == compiled:
+        return steps_per_loop
+    if steps_per_loop != "auto":
+        raise InputError(
+            f"steps_per_loop={steps_per_loop!r}, but the model was compiled "
+            f"with steps_per_execution={compiled}; leave one of them out."
+        )
+    return compiled
+
+
+def check_validation_freq(frequency: int | Collection[int]) -> None:
+    is_count = isinstance(frequency, int) and frequency > 0
+    if not is_count and not isinstance(frequency, (list, tuple, set)):
+        raise InputError(
+            f"validation_freq={frequency!r}; expected an integer of at least "
+            "1, or a list, tuple or set of epochs."
+        )
+
+
+def check_takes(model: keras.Model, x: Any, y: Any) -> None:
+    """`(x, y)` in a tuple is two inputs to Keras, where one is wanted."""
+    inputs = getattr(model, "inputs", None) or ()
+    if y is None and isinstance(x, tuple) and len(inputs) == 1 < len(x):
+        raise InputError(
+            f"x is a tuple of {len(x)}, but the model has one input; pass "
+            "targets by themselves: fit(model, x, y)."
+        )
 
 
 def _synchronizes(

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import keras
 import tensorflow as tf
@@ -20,7 +20,7 @@ from tfamp.errors import InputError, Preempted
 from tfamp.overflow import watch as overflow
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.step import build
-from tfamp.training import preconditions
+from tfamp.training.data import Batches
 from tfamp.training.evaluation import Evaluator, graph_calls, metrics_now
 from tfamp.training.loop import Loop
 from tfamp.training.pace import Clock, Pace
@@ -35,31 +35,35 @@ class Run:
     def __init__(
         self,
         model: keras.Model,
-        dataset: tf.data.Dataset,
+        data: Batches,
         step: build.Step,
         *,
-        steps_per_epoch: int | None,
-        validation_data: tf.data.Dataset | None,
+        evaluator: Evaluator | None,
+        validation_freq: int | Collection[int],
         watch: overflow.OverflowWatch,
         kept: KeptStep | None,
         checkpoints: Checkpoints | None,
         steps_per_loop: int | str,
         watched: bool,
+        stops_at_nan: bool,
         callbacks: keras.callbacks.CallbackList,
     ):
         strategy = model.distribute_strategy
         self.callbacks = callbacks
         self._model = model
-        self._dataset = dataset
+        self._data = data
         self._loop = Loop(step, strategy, model.run_eagerly, kept)
-        self._batches = distribute_batches(strategy, dataset)
+        self._batches = distribute_batches(strategy, data.dataset)
         self._iterator: Iterator | None = None
-        self._steps_per_epoch = steps_per_epoch
-        self._num_steps = steps_per_epoch or preconditions.cardinality(dataset)
+        # Of the iterator.
+        self._steps_seen = 0
+        self._initial_epoch = 0
         self._watch = watch
         self._sees_steps = kept is not None
         self._steps_before = 0
         self._watched = watched
+        self._stops_at_nan = stops_at_nan
+        self._counted = 0.0
         self._consensus = Consensus(strategy)
         self._pace = Pace(
             1 if watched and steps_per_loop == "auto" else steps_per_loop,
@@ -71,22 +75,23 @@ class Run:
         self._last_save = time.monotonic()
         self._epochs_done = 0
         self._average_statistics = build.average_statistics(model, strategy)
-        self._evaluator = (
-            None
-            if validation_data is None
-            else Evaluator(model, validation_data)
-        )
+        self._evaluator = evaluator
+        self._validation_freq = validation_freq
 
-    def epochs(self, epochs: int) -> keras.callbacks.History:
+    def epochs(
+        self, epochs: int, initial_epoch: int = 0
+    ) -> keras.callbacks.History:
         """Trains up to that epoch, from where the run stands."""
         model = self._model
+        self._initial_epoch = initial_epoch
         begin = self._restore(epochs)
         self._steps_before = begin.notes.get("steps", 0)
         self.callbacks.on_train_begin()
         is_resumed = begin.epoch > 0 or begin.step > 0
         self._watch.begin(begin.epoch, self._steps_before, is_resumed)
         logs: dict[str, float] = {}
-        first = max(begin.epoch, keras_internals.initial_epoch(model))
+        first = keras_internals.initial_epoch(model) or initial_epoch
+        first = max(begin.epoch, first)
         with self._preemption_watched():
             for epoch in range(first, epochs):
                 if model.stop_training:
@@ -94,7 +99,11 @@ class Run:
                 is_begun = epoch == begin.epoch and begin.step > 0
                 where = begin if is_begun else Position(epoch)
                 logs = self._epoch(where) or logs
-        if model.optimizer is not None and not begin.notes.get("is_final"):
+        if (
+            epochs > 0
+            and model.optimizer is not None
+            and not begin.notes.get("is_final")
+        ):
             # Weights that are averaged are the averages from here on.
             model.optimizer.finalize_variable_values(model.trainable_variables)
         self.callbacks.on_train_end(logs)
@@ -126,13 +135,12 @@ class Run:
 
     def _go_to(self, position: Position) -> None:
         """Finds the place in the data."""
-        epochs, steps = position.epoch, position.step
-        if self._steps_per_epoch is not None:
-            # One iterator serves all epochs.
-            epochs, steps = 0, epochs * self._steps_per_epoch + steps
+        epochs = max(position.epoch - self._initial_epoch, 0)
+        passes, steps = self._data.place(epochs, position.step)
         self._iterator = advance(
-            self._batches, self._dataset, epochs=epochs, steps=steps
+            self._batches, self._data.dataset, epochs=passes, steps=steps
         )
+        self._steps_seen = steps
 
     def _epoch(self, begin: Position) -> dict[str, float]:
         """Trains and evaluates for one epoch; returns its logs, if any.
@@ -143,30 +151,30 @@ class Run:
         if not begin.step:
             self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
+        self._counted = 0.0
+        self._data.begin_epoch()
         if self._iterator is None:
             self._iterator = iter(self._batches)
+            self._steps_seen = 0
         self._watch.begin_epoch(begin.notes.get("skipped_at_epoch_begin"))
         self._clock.begin_epoch(begin.step)
+        num_steps = self._steps_of_epoch(begin.step)
         has_more = True
         while has_more and not self._model.stop_training:
             wanted = self._pace.steps
-            if self._num_steps is not None:
-                wanted = min(wanted, self._num_steps - self._clock.steps)
+            if num_steps is not None:
+                wanted = min(wanted, num_steps - self._clock.steps)
             if wanted == 0:
                 break
             has_more = self._graph_call(epoch, wanted)
-        self._check_steps_done(has_more)
-        if self._steps_per_epoch is None:
-            self._iterator = None
+        self._end_pass(begin.step, has_more)
         if self._clock.steps == 0:
             return {}
         logs = self._logs(epoch) | self._clock.logs()
         logs |= _memory_logs(self._model.distribute_strategy)
         self._average_statistics()
-        if self._evaluator is not None:
-            self.callbacks.on_test_begin()
+        if self._evaluator is not None and self._evaluates_after(epoch):
             results = self._evaluator.run()
-            self.callbacks.on_test_end(results)
             logs |= {f"val_{name}": value for name, value in results.items()}
         self.callbacks.on_epoch_end(epoch, logs)
         self._epochs_done = epoch + 1
@@ -190,6 +198,8 @@ class Run:
         if done and (self._watched or self._pace.is_due()):
             # Reading the metrics waits for the device; hence not each time.
             logs = self._logs(epoch)
+            if self._stops_at_nan and not self._has_counted():
+                logs["loss"] = float("nan")
             self._pace.measure(done)
             self._clock.end_warm_up()
             logs["examples_per_second"] = self._clock.examples_per_second
@@ -197,6 +207,13 @@ class Run:
             if has_more:
                 self._agree_and_save(Position(epoch, self._clock.steps))
         return has_more
+
+    def _has_counted(self) -> bool:
+        """Whether the mean loss took the batch in: it leaves NaN out."""
+        before = self._counted
+        tracker = keras_internals.loss_tracker(self._model)
+        self._counted = float(tracker.count.numpy())
+        return self._counted != before
 
     def _look(self, epoch: int) -> None:
         """A step was skipped, or moved a scale; a replay may take a while."""
@@ -257,19 +274,46 @@ class Run:
             return contextlib.nullcontext()
         return self._preemption.watched()
 
-    def _check_steps_done(self, has_more: bool) -> None:
+    def _steps_of_epoch(self, done: int) -> int | None:
+        """Steps of this epoch, where the data tell how many they have."""
+        wanted, count = self._data.steps, self._data.count
+        if wanted is None or count is None:
+            return wanted or count
+        return min(wanted, count - self._steps_seen + done)
+
+    def _evaluates_after(self, epoch: int) -> bool:
+        if isinstance(self._validation_freq, int):
+            return (epoch + 1) % self._validation_freq == 0
+        return epoch + 1 in self._validation_freq
+
+    def _end_pass(self, done_before: int, has_more: bool) -> None:
+        """Ends an epoch of the data, and a pass through them if it was one."""
         done = self._clock.steps
-        if self._loop.steps == done == 0 and not self._model.stop_training:
+        data = self._data
+        self._steps_seen += done - done_before
+        data.end_epoch()
+        is_stopped = self._model.stop_training
+        if self._loop.steps == done == 0 and not is_stopped:
             raise InputError("The dataset ended before the first batch.")
-        if not has_more and (self._steps_per_epoch is not None or done == 0):
-            wanted = "" if self._num_steps is None else f" of {self._num_steps}"
+        is_whole = data.steps is None or self._steps_seen == data.count
+        if is_whole or not has_more:
+            self._iterator = None
+        wanted = data.steps or data.count
+        is_short = wanted is not None and done < wanted
+        if not is_stopped and (is_short or done == 0):
+            of_wanted = "" if wanted is None else f" of {wanted}"
             warnings.warn(
-                f"The dataset ended after {done}{wanted} steps; training stops "
-                "here. Use dataset.repeat().",
+                f"The dataset ended after {done}{of_wanted} steps of this "
+                "epoch. "
+                "Use dataset.repeat(), or a smaller steps_per_epoch.",
                 stacklevel=5,
             )
-            self._model.stop_training = True
-        elif self._num_steps is None:
+            # Keras goes on, through epochs without a step.
+            self._model.stop_training = done == 0
+        if data.is_once and data.count is None and data.steps is None:
+            # What is left of a generator for later epochs is not all.
+            data.count = done
+        elif wanted is None:
             self.callbacks.set_params(self.callbacks.params | {"steps": done})
 
 

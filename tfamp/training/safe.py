@@ -1,0 +1,124 @@
+"""What makes one line enough: a model that is built, and safe in 16 bits.
+
+`fit` does what was left out, and says it in one line.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import keras
+from absl import logging
+
+from tfamp import keras_internals
+from tfamp.errors import InputError
+from tfamp.precision import keep_float32 as precision
+from tfamp.precision.policy import precision_of
+from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
+from tfamp.training.data import one_line
+
+
+def build_layers(model: keras.Model, element_spec, is_custom: bool) -> None:
+    """Creates the variables of the layers by a batch's specs.
+
+    A step of the model's own may call it on something else, or not at all:
+    what then fails here builds itself there.
+    """
+    if type(model).call is keras.Model.call:
+        return
+    try:
+        with _said_in_one_line(model):
+            keras_internals.build_layers(model, element_spec)
+    except Exception:
+        if not is_custom:
+            raise
+
+
+def build_rest(model: keras.Model, element_spec, is_custom: bool) -> None:
+    """Creates the variables of loss, metrics and optimizer."""
+    if is_custom:
+        try:
+            keras_internals.build_everything(model, element_spec)
+        except Exception:
+            # A loss or metrics of other things than model(x) and y.
+            keras_internals.build_optimizer(model)
+    else:
+        with _said_in_one_line(model):
+            keras_internals.build_everything(model, element_spec)
+
+
+@contextlib.contextmanager
+def _said_in_one_line(model: keras.Model) -> Iterator[None]:
+    """Data that do not fit a model are no error of the library's."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"Model {model.name!r} cannot take these data: {one_line(error)}"
+        ) from error
+
+
+def make_safe(
+    model: keras.Model, keep_float32: bool | str, verbose: int | str
+) -> None:
+    """Keeps in float32 what needs it, and wraps the optimizer."""
+    if keep_float32 not in (True, False, "auto"):
+        raise InputError(
+            f"keep_float32={keep_float32!r}; expected 'auto' or False."
+        )
+    done = []
+    is_float32 = precision_of(model) == "float32"
+    if keep_float32 and not is_float32:
+        done += _keep(model, keep_float32)
+    wrapped = _wrap_optimizer(model)
+    if wrapped and not is_float32:
+        done.append(wrapped)
+    if done:
+        line = f"tfamp.fit: {'; '.join(done)}."
+        if verbose:
+            print(line, flush=True)
+        else:
+            logging.info(line)
+
+
+def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
+    if keep_float32 == "auto" and keras_internals.is_marked(
+        model, "tfamp_keep_float32"
+    ):
+        # As the caller did it.
+        return []
+    try:
+        kept = precision.keep_float32(model)
+    except InputError as error:
+        return [f"keep_float32 was not possible everywhere ({error})"]
+    changed = [each.path for each in kept if each.changed]
+    if not changed:
+        return []
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return [
+        f"kept {', '.join(changed[:3])}{more} in float32 "
+        "(keep_float32=False leaves them)"
+    ]
+
+
+def _wrap_optimizer(model: keras.Model) -> str | None:
+    """Puts the optimizer into a `LossScaleOptimizer`, unless it is in one."""
+    optimizer = model.optimizer
+    if optimizer is None or isinstance(optimizer, LossScaleOptimizer):
+        return None
+    options = {}
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        # Keras's own corrupts weights when a replica but the first overflows.
+        options = {
+            "dynamic": True,
+            "initial_scale": 2.0 ** round(math.log2(optimizer.initial_scale)),
+            "dynamic_growth_steps": optimizer.dynamic_growth_steps,
+        }
+        optimizer = optimizer.inner_optimizer
+    safe = wrap_optimizer(optimizer, precision_of(model), **options)
+    keras_internals.replace_optimizer(model, safe)
+    if not safe.dynamic:
+        return "wrapped the optimizer, to skip steps that are not finite"
+    return f"wrapped the optimizer, loss scale {safe.initial_scale:g}"
