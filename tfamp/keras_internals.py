@@ -224,9 +224,11 @@ def additional_losses_in_float32(model: keras.Model) -> Iterator[None]:
 
 def is_own_loss(loss: Any) -> bool:
     """Whether Keras wrote what the loss computes."""
-    function = getattr(loss, "fn", None)
-    home = type(loss) if function is None else function
-    return str(getattr(home, "__module__", "")).startswith("keras.src.losses")
+    makers = [type(loss), getattr(loss, "fn", type(loss))]
+    return all(
+        str(getattr(maker, "__module__", "")).startswith("keras.src.losses")
+        for maker in makers
+    )
 
 
 def unreduced_loss(

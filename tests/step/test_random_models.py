@@ -94,25 +94,24 @@ def build(case, dtype):
         "own mean": own_mean,
         "own sum": own_sum,
     }[case["loss"]]
-    with policy(dtype):
-        inputs = keras.Input([case["tokens"]], dtype="int32")
-        x = keras.layers.Embedding(
-            WORDS, case["width"], mask_zero=case["is_masked"]
-        )(inputs)
-        if case["is_recurrent"]:
-            x = keras.layers.SimpleRNN(3, return_sequences=True)(x)
-        x = keras.layers.Dense(
-            case["width"],
-            activation="tanh",
-            kernel_regularizer=case["regularizer"],
-        )(x)
-        if case["has_norm"]:
-            x = keras.layers.LayerNormalization()(x)
-        if case["penalty"]:
-            layer = Penalty(getattr(keras.ops, case["penalty"]))
-            layer.supports_masking = True
-            x = layer(x)
-        model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+    inputs = keras.Input([case["tokens"]], dtype="int32")
+    x = keras.layers.Embedding(
+        WORDS, case["width"], mask_zero=case["is_masked"]
+    )(inputs)
+    if case["is_recurrent"]:
+        x = keras.layers.SimpleRNN(3, return_sequences=True)(x)
+    x = keras.layers.Dense(
+        case["width"],
+        activation="tanh",
+        kernel_regularizer=case["regularizer"],
+    )(x)
+    if case["has_norm"]:
+        x = keras.layers.LayerNormalization()(x)
+    if case["penalty"]:
+        layer = Penalty(getattr(keras.ops, case["penalty"]))
+        layer.supports_masking = True
+        x = layer(x)
+    model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
     model.compile(keras.optimizers.SGD(0.5), loss=loss)
     return model
 
@@ -121,26 +120,30 @@ def build(case, dtype):
 def policy(dtype):
     """float64 is no precision of tfamp, but that of the reference."""
     before = keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
     try:
         yield
     finally:
+        keras.config.set_floatx("float32")
         keras.config.set_dtype_policy(before)
 
 
 def reference(case, batch, weights):
     """Update and loss of the whole batch on one device in float64."""
-    model = build(case, "float64")
-    model.set_weights(weights)
-    x, y, sample_weight = (*batch, None)[:3]
-    with tf.GradientTape() as tape:
-        outputs = model(x, training=True)
-        loss = model.compute_loss(x, y, outputs, sample_weight)
-    variables = [v.value for v in model.trainable_variables]
-    gradients = tape.gradient(loss, variables)
-    return float(loss), [
-        0.5 * tf.convert_to_tensor(gradient).numpy() for gradient in gradients
-    ]
+    with policy("float64"):
+        model = build(case, "float64")
+        model.set_weights(weights)
+        x, y, sample_weight = (*batch, None)[:3]
+        with tf.GradientTape() as tape:
+            outputs = model(x, training=True)
+            loss = model.compute_loss(x, y, outputs, sample_weight)
+        variables = [v.value for v in model.trainable_variables]
+        gradients = tape.gradient(loss, variables)
+        return float(loss), [
+            0.5 * tf.convert_to_tensor(gradient).numpy()
+            for gradient in gradients
+        ]
 
 
 def check(seed, mirrored):

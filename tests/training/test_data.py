@@ -263,12 +263,6 @@ def summed():
             {"validation_data": [1, 2]},
             "Unrecognized data type",
         ),
-        (
-            summed,
-            dataset,
-            {"microbatches": 2},
-            "sums over rows, which no mean over microbatches equals",
-        ),
     ],
 )
 def test_bad_input_gets_one_line(model, data, options, message):
