@@ -212,12 +212,6 @@ def test_training_twice_goes_on_where_it_stopped():
         np.testing.assert_array_equal(a, b)
 
 
-def summed():
-    model = build_model()
-    model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
-    return model
-
-
 @pytest.mark.parametrize(
     ("model", "data", "options", "message"),
     [
