@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfamp import keras_internals
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import INPUT_ERROR_MARK, InputError
+from tfamp.precision.policy import precision_of
 from tfamp.step import build
 from tfamp.step.trial import plan_of
 from tfamp.training import preconditions
@@ -109,7 +110,12 @@ class Evaluator:
             replicas = strategy.num_replicas_in_sync
             plan = plan_of(model, self._dataset, replicas, training=False)
         step = build.evaluation_step(model, strategy, plan)
-        return Loop(step, strategy, model.run_eagerly)
+        return Loop(
+            step,
+            strategy,
+            model.run_eagerly,
+            is_narrow=precision_of(model) != "float32",
+        )
 
 
 def metrics_now(model: keras.Model, step: Callable) -> dict[str, float]:

@@ -71,7 +71,9 @@ def stop_at_nan(callbacks: list[keras.callbacks.Callback]) -> bool:
 
 
 def _watches(callback: keras.callbacks.Callback, what: str) -> bool:
-    if isinstance(callback, ProgressBar):
+    # Of our own, these take reports whenever they come.
+    takes_reports = getattr(type(callback), "update_freq", None) == "epoch"
+    if isinstance(callback, ProgressBar) or takes_reports:
         return False
     if isinstance(callback, keras.callbacks.CallbackList):
         return True

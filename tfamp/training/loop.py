@@ -21,6 +21,8 @@ class Loop:
         eager: keeps TensorFlow from making a graph of it.
         kept: watches training steps: a call ends early, right after a step
             that was skipped or that moved a scale.
+        is_narrow: whether something is computed in 16 bits, whose sums are
+            then made in float32.
 
     Attributes:
         steps: steps done so far, by all calls.
@@ -33,6 +35,7 @@ class Loop:
         strategy: tf.distribute.Strategy,
         eager: bool = False,
         kept: KeptStep | None = None,
+        is_narrow: bool = False,
     ):
         self.steps = 0
         self.has_event = False
@@ -59,8 +62,7 @@ class Loop:
             with _after(share.batch_rows):
                 return step(share)
 
-        @tf.function(reduce_retracing=True)
-        @summing_in_float32
+        @tf.autograph.experimental.do_not_convert
         def many_steps(iterator, steps) -> tf.Tensor:
             def body(i):
                 has_event = one_step(iterator)
@@ -81,7 +83,13 @@ class Loop:
                     return i + 1 + _EVENT
             return int(steps)
 
-        self._many_steps = many_steps_eagerly if eager else many_steps
+        if eager:
+            self._many_steps = many_steps_eagerly
+        else:
+            self._many_steps = tf.function(
+                summing_in_float32(many_steps) if is_narrow else many_steps,
+                reduce_retracing=True,
+            )
 
     @property
     def examples(self) -> int:

@@ -19,6 +19,7 @@ from tfamp.distribute.strategy import devices_of, distribute_batches
 from tfamp.errors import InputError, Preempted
 from tfamp.overflow import watch as overflow
 from tfamp.overflow.kept_step import KeptStep
+from tfamp.precision.policy import precision_of
 from tfamp.step import build
 from tfamp.training.data import Batches
 from tfamp.training.evaluation import Evaluator, graph_calls, metrics_now
@@ -52,7 +53,13 @@ class Run:
         self.callbacks = callbacks
         self._model = model
         self._data = data
-        self._loop = Loop(step, strategy, model.run_eagerly, kept)
+        self._loop = Loop(
+            step,
+            strategy,
+            model.run_eagerly,
+            kept,
+            is_narrow=precision_of(model) != "float32",
+        )
         self._batches = distribute_batches(strategy, data.dataset)
         self._iterator: Iterator | None = None
         # Of the iterator.

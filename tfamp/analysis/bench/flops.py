@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfamp import keras_internals
 from tfamp.distribute.strategy import Share
 from tfamp.step import build
 
@@ -82,6 +83,8 @@ def products_of_step(
     strategy = model.distribute_strategy
     replicas = strategy.num_replicas_in_sync
     is_custom = type(model).train_step is not keras.Model.train_step
+    with strategy.scope():
+        keras_internals.build_everything(model, element_spec)
     step = (
         build.custom_train_step(model)
         if is_custom
