@@ -69,6 +69,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         iterations: integer variable, steps applied so far.
         all_reduce_dtype: None, "float16" or "bfloat16": the dtype in which
             gradients cross between replicas.
+        wrapped_for: the compute dtype that `wrap_optimizer` chose the scale
+            for; None where the scale was chosen by hand.
 
     Raises:
         InputError: for a scale or factor that is no power of two (only those
@@ -112,6 +114,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.dynamic = dynamic
         check_rule(self.initial_scale, self.rule, dynamic)
         self._all_reduce_dtype: str | None = None
+        self.wrapped_for: str | None = None
         # Replicas compute these alike, each for itself: aggregation "none".
         self.dynamic_scale = self.add_variable(
             (),
@@ -338,9 +341,13 @@ def wrap_optimizer(
         InputError: for an optimizer that scales the loss already.
     """
     policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
+    is_chosen = bool({"dynamic", "initial_scale"} & options.keys())
     if policy.compute_dtype != "float16":
         options = {"dynamic": False, "initial_scale": 1.0} | options
-    return LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
+    wrapped = LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
+    if not is_chosen:
+        wrapped.wrapped_for = policy.compute_dtype
+    return wrapped
 
 
 def value_and_gradients(

@@ -99,8 +99,7 @@ def _optimizer_of_another_precision(model: keras.Model) -> str | None:
     if (
         not isinstance(optimizer, LossScaleOptimizer)
         or precision_of(model) != "mixed_float16"
-        or optimizer.dynamic
-        or optimizer.initial_scale != 1
+        or optimizer.wrapped_for in (None, "float16")
     ):
         return None
     return (
