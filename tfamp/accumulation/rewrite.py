@@ -7,7 +7,7 @@ functions. Nothing is replaced in Python, where other threads would see it.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -108,9 +108,11 @@ def _widen(
             continue
         changed[name] += 1
         kernel = KERNELS[name]
-        positions = kernel.inputs
-        if positions is None:
-            positions = range(len(_data_inputs(node)))
+        positions: Iterable[int] = (
+            range(len(_data_inputs(node)))
+            if kernel.inputs is None
+            else kernel.inputs
+        )
         for i in positions:
             wide = f"{node.name}/float32_{i}"
             node.input[i] = cast(wide, node.input[i], narrow, _FLOAT32, node)

@@ -202,7 +202,7 @@ def _count(change: int) -> None:
 
 @functools.cache
 def _replacements() -> list[tuple]:
-    found = []
+    found: list[tuple] = []
     for module in keras_internals.backend_modules():
         found.extend(_functions(module, module.__name__, by_keras=True))
     for module in (tf, tf.math, tf.nn, tf.linalg):

@@ -9,6 +9,7 @@ and loading it keeps the loaded layer again.
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import keras
 
@@ -23,6 +24,10 @@ Operations = bool | Mapping[str, Sequence[str]]
 
 class _Kept:
     """What a kept layer's class has before the layer's own class."""
+
+    name: str
+    _tfamp_class: ClassVar[type]
+    _tfamp_operations: ClassVar[str]
 
     def get_config(self) -> dict:
         cls = type(self)

@@ -105,8 +105,8 @@ def keep(
         By the layer's id, what of it computes in float32, and whether that is
         new.
     """
+    kept: dict[int, tuple[str, bool]] = {}
     if not has_call(model):
-        kept = {}
         for place in parts(places):
             inner = list(walk(place.layer))
             kept.update(keep(place.layer, inner, operations))
@@ -114,7 +114,7 @@ def keep(
     seen = _leave_what_breaks(model, resolve(operations), batch)
     layers = {id(model): model, **{id(p.layer): p.layer for p in places}}
     if seen is None:
-        names = {
+        names: dict[int, list[str] | None] = {
             key: None
             for key, layer in layers.items()
             if _is_16_bit(layer) and _runs_code_of_users(layer)
@@ -125,7 +125,6 @@ def keep(
             for key, found in seen.operations.items()
             if key in layers and needs(layers[key], found)
         }
-    kept = {}
     for key, found in names.items():
         layer = layers[key]
         if found is None:
@@ -156,7 +155,7 @@ def mend(
     Raises:
         InputError: that does not help; the line names the layer and the cause.
     """
-    kept = {}
+    kept: dict[int, tuple[str, bool]] = {}
     while True:
         seen, error = call(model, None, batch)
         if error is None:

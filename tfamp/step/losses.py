@@ -59,7 +59,14 @@ def denominators(
     return tf.unstack(total)
 
 
-def compute_loss(model, x, y, outputs, sample_weight, training=True):
+def compute_loss(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    outputs: Any,
+    sample_weight: Any,
+    training: bool = True,
+) -> tf.Tensor:
     """`compute_loss` of the model, also as early Keras 3 wrote it."""
     arguments = {"x": x, "y": y, "y_pred": outputs}
     arguments["sample_weight"] = sample_weight
@@ -74,7 +81,7 @@ def loss_of_piece(
     plan: Plan,
     share: tf.Tensor,
     counts: list[tf.Tensor],
-    arguments: tuple,
+    arguments: tuple[Any, Any, Any, Any],
     training: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """What a piece trains on and what is logged of it.

@@ -219,7 +219,7 @@ class _Trial:
         ]
         # Outside of scopes nothing was divided.
         plain = plan._replace(leaf_factors=(), added_factors=(), total_factor=1)
-        values = []
+        values: list[Any] = []
         for i in (None, 0, 1):
             data, part = self.data, 1.0
             if i is not None:

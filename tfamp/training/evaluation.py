@@ -75,7 +75,7 @@ class Evaluator:
                 wanted = min(wanted, limit - done)
             if not wanted:
                 break
-            has_more = self._graph_call(iterator, done, wanted)
+            has_more = self._graph_call(self._loop, iterator, done, wanted)
         self._data.end_epoch()
         done = self._loop.steps - begin
         if not done:
@@ -90,14 +90,16 @@ class Evaluator:
         self._callbacks.on_test_end(logs)
         return logs
 
-    def _graph_call(self, iterator: Iterator, done: int, wanted: int) -> bool:
+    def _graph_call(
+        self, loop: Loop, iterator: Iterator, done: int, wanted: int
+    ) -> bool:
         """Runs some steps; False where the data ended."""
-        before = self._loop.steps
+        before = loop.steps
         if self._watched:
             self._callbacks.on_test_batch_begin(done)
         with graph_calls(self._model):
-            has_more = self._loop.run(iterator, wanted)
-        if self._watched and self._loop.steps > before:
+            has_more = loop.run(iterator, wanted)
+        if self._watched and loop.steps > before:
             logs = metrics_now(self._model, keras.Model.test_step)
             self._callbacks.on_test_batch_end(done, logs)
         return has_more

@@ -7,7 +7,7 @@ microbatches.
 import os
 import warnings
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 import tensorflow as tf
@@ -215,7 +215,7 @@ def fit(
         model=model,
         epochs=epochs,
         steps=batches.steps or batches.count,
-        verbose={"auto": 1}.get(verbose, verbose),
+        verbose=1 if verbose == "auto" else verbose,
     )
     run = Run(
         model,
@@ -270,6 +270,36 @@ def fit(
         # Keras tells callbacks nothing when training raises.
         for bar in progress:
             bar.close()
+
+
+@overload
+def evaluate(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = ...,
+    sample_weight: Any = ...,
+    steps: int | None = ...,
+    callbacks: Any = ...,
+    verbose: int | str = ...,
+    return_dict: Literal[True] = ...,
+) -> dict[str, float]: ...
+
+
+@overload
+def evaluate(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = ...,
+    sample_weight: Any = ...,
+    steps: int | None = ...,
+    callbacks: Any = ...,
+    verbose: int | str = ...,
+    return_dict: Literal[False],
+) -> list[float] | float: ...
 
 
 def evaluate(
@@ -329,7 +359,7 @@ def evaluate(
             model=model,
             epochs=1,
             steps=batches.steps or batches.count,
-            verbose={"auto": 1}.get(verbose, verbose),
+            verbose=1 if verbose == "auto" else verbose,
         ),
         hooks.watch_batches(callbacks, "test"),
     )

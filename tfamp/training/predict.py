@@ -15,9 +15,6 @@ from tfamp.errors import InputError
 from tfamp.training import hooks, misplaced, preconditions, safe
 from tfamp.training.data import Batches, is_multi_worker
 
-# Of each replica: which it is, and how many of its rows count.
-_Place = tf.Tensor
-
 
 def predict(
     model: keras.Model,
@@ -65,7 +62,7 @@ def predict(
                 model=model,
                 epochs=1,
                 steps=batches.steps or batches.count,
-                verbose={"auto": 1}.get(verbose, verbose),
+                verbose=1 if verbose == "auto" else verbose,
             ),
         )
     if not pieces:
@@ -92,7 +89,7 @@ def _pieces(
         lambda *batch: {"batch": batch if is_tuple else batch[0]}
     )
     outputs_of = _outputs_of(model, strategy)
-    pieces = []
+    pieces: list[Any] = []
     limit = batches.steps or batches.count
     model.stop_predicting = False
     callbacks.on_predict_begin()
@@ -118,7 +115,7 @@ def _outputs_of(
     """A function from shares to the outputs of the whole batch, in order."""
 
     @tf.autograph.experimental.do_not_convert
-    def step(share) -> tuple[Any, _Place]:
+    def step(share) -> tuple[Any, tf.Tensor]:
         outputs = model.predict_step(share.data["batch"])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         place = tf.stack([tf.cast(replica, tf.int64), share.rows])
