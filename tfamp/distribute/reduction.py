@@ -10,12 +10,14 @@ All functions run in replica context, of any strategy; of one replica, or of
 none, they give back what they got.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
 
-Value = tf.Tensor | tf.IndexedSlices
+Value: TypeAlias = tf.Tensor | tf.IndexedSlices
 
 # What tf.raw_ops.CollectiveGatherV2 takes, but for int32: MirroredStrategy
 # takes only one int32 tensor at a time, and on the host.
@@ -48,7 +50,7 @@ def sum_over_replicas(
     for i, value in enumerate(values):
         is_sparse = isinstance(value, tf.IndexedSlices)
         convert = _to_gather if is_sparse else _to_add
-        sent.append(map_values(lambda t, f=convert: f(t, dtype), value))
+        sent.append(map_values(functools.partial(convert, dtype=dtype), value))
         groups.setdefault(is_sparse or sent[-1].dtype, []).append(i)
     replica = tf.distribute.get_replica_context()
     reduced = list(values)
@@ -60,7 +62,9 @@ def sum_over_replicas(
         for i, total in zip(positions, sums, strict=True):
             reduced[i] = total
     return [
-        map_values(lambda t, own=value.dtype: _from_wire(t, own, dtype), total)
+        map_values(
+            functools.partial(_from_wire, own=value.dtype, dtype=dtype), total
+        )
         for total, value in zip(reduced, values, strict=True)
     ]
 

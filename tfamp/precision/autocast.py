@@ -286,6 +286,8 @@ def _dtype_position(function: Callable) -> int | None:
 
 
 def _kind(region: Region, name: str, args, kwargs, is_reflected) -> str | None:
+    if region.kinds is None or region.dtype is None:
+        return None
     kind = region.kinds.get(name)
     if name in ("divide", "true_divide") and kind == "float32":
         operands = [*args, *kwargs.values()]

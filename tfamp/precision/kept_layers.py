@@ -9,7 +9,7 @@ and loading it keeps the loaded layer again.
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 
@@ -72,7 +72,7 @@ def keep(layer: keras.layers.Layer, operations: Operations = True) -> bool:
     Returns:
         Whether that was new.
     """
-    own = class_of(layer)
+    own: Any = class_of(layer)
     if not isinstance(operations, bool):
         operations = {
             key: [names] if isinstance(names, str) else sorted(names)
@@ -138,7 +138,7 @@ def _own_class(cls: type, config: dict) -> dict[str, type]:
 
 
 @functools.cache
-def _kept_class(own: type, spec: str) -> type:
+def _kept_class(own: Any, spec: str) -> type:
     kinds = resolve(json.loads(spec))
 
     @functools.wraps(own.call)
@@ -149,10 +149,9 @@ def _kept_class(own: type, spec: str) -> type:
             or self.quantization_mode is not None
         ):
             return own.call(self, *args, **kwargs)
-        around = autocast.current()
-        region = around
-        if around is None or around.layer is not self or around.dtype is None:
-            seen = None if around is None else around.seen
+        region = autocast.current()
+        if region is None or region.layer is not self or region.dtype is None:
+            seen = None if region is None else region.seen
             region = autocast.Region(self, self.compute_dtype, kinds, seen)
         function = functools.partial(own.call, self)
         if not is_open(self):
