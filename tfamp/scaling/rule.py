@@ -122,7 +122,7 @@ def check_rule(initial_scale: float, rule: ScaleRule, dynamic: bool) -> None:
         "dynamic_growth_steps": rule.growth_steps,
         "hysteresis": rule.hysteresis,
     }.items():
-        if value < 1 or value != int(value):
+        if value < 1 or not float(value).is_integer():
             raise InputError(
                 f"{name}={value} must be a whole number of at least 1."
             )

@@ -139,7 +139,6 @@ def evaluation_step(
             replicas; None for what the reductions tell.
     """
     is_whole = strategy.num_replicas_in_sync == 1
-    is_custom = type(model).test_step is not keras.Model.test_step
 
     @tf.autograph.experimental.do_not_convert
     def test_piece(share: Share, plan: Plan, counts: list[tf.Tensor]) -> None:
@@ -160,8 +159,7 @@ def evaluation_step(
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
-        is_plain = is_whole or is_custom
-        pieces = None if is_plain else _pieces(model, plan, share, False)
+        pieces = None if is_whole else _pieces(model, plan, share, False)
 
         def count() -> None:
             if pieces is None:
@@ -171,6 +169,48 @@ def evaluation_step(
 
         tf.cond(share.rows > 0, count, lambda: None)
         return {}
+
+    return step
+
+
+def custom_evaluation_step(
+    model: keras.Model, strategy: tf.distribute.Strategy, returned: set[str]
+) -> Step:
+    """The step of a model that overrides `test_step`, as it wrote it.
+
+    Args:
+        model: compiled and built.
+        strategy: what it runs under.
+        returned: gets the names of all that `test_step` returns.
+
+    Returns:
+        A step. Of what no metric holds it returns each replica's part, by its
+        rows, so that the mean over replicas is that of the batch.
+    """
+    replicas = strategy.num_replicas_in_sync
+
+    @tf.autograph.experimental.do_not_convert
+    def step(share: Share) -> Logs:
+        names: list[str] = []
+        part = tf.cast(share.rows * replicas, tf.float32) / tf.cast(
+            share.batch_rows, tf.float32
+        )
+
+        def count() -> list[tf.Tensor]:
+            logs = model.test_step(share.data)
+            returned.update(logs if isinstance(logs, dict) else ())
+            values = {
+                name: keras.ops.cast(value, "float32")
+                for name, value in _unlisted(model, logs).items()
+            }
+            scalars = {n: v for n, v in values.items() if v.shape.rank == 0}
+            names[:] = scalars
+            return [value * part for value in scalars.values()]
+
+        values = tf.cond(
+            share.rows > 0, count, lambda: [tf.constant(0.0) for _ in names]
+        )
+        return dict(zip(names, values or [], strict=True))
 
     return step
 

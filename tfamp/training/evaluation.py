@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfamp import keras_internals
@@ -55,6 +56,8 @@ class Evaluator:
         self._dataset = dataset
         # Made when the model, its loss and metrics are built.
         self._loop: Loop | None = None
+        # By a `test_step` of the model's own; nothing else was evaluated.
+        self._returned: set[str] = set()
 
     def run(self) -> dict[str, float]:
         """Evaluates once; the batches of the next time are the same."""
@@ -86,7 +89,7 @@ class Evaluator:
                 f"{self._data.steps} steps.",
                 stacklevel=4,
             )
-        logs = metrics_now(model, keras.Model.test_step)
+        logs = self._results()
         self._callbacks.on_test_end(logs)
         return logs
 
@@ -100,18 +103,25 @@ class Evaluator:
         with graph_calls(self._model):
             has_more = loop.run(iterator, wanted)
         if self._watched and loop.steps > before:
-            logs = metrics_now(self._model, keras.Model.test_step)
-            self._callbacks.on_test_batch_end(done, logs)
+            self._callbacks.on_test_batch_end(done, self._results())
         return has_more
+
+    def _results(self) -> dict[str, float]:
+        results = metrics_now(self._model, keras.Model.test_step)
+        if self._returned and self._loop is not None:
+            logs = self._loop.logs | results
+            results = {n: v for n, v in logs.items() if n in self._returned}
+        return results
 
     def _make_loop(self) -> Loop:
         model = self._model
         strategy = model.distribute_strategy
-        plan = None
         if type(model).test_step is keras.Model.test_step:
             replicas = strategy.num_replicas_in_sync
             plan = plan_of(model, self._dataset, replicas, training=False)
-        step = build.evaluation_step(model, strategy, plan)
+            step = build.evaluation_step(model, strategy, plan)
+        else:
+            step = build.custom_evaluation_step(model, strategy, self._returned)
         return Loop(
             step,
             strategy,
@@ -131,6 +141,11 @@ def metrics_now(model: keras.Model, step: Callable) -> dict[str, float]:
         if getattr(type(model), step.__name__) is step:
             # No batch had a finite loss; 0 would look like success.
             logs["loss"] = float("nan")
+            if type(model).compute_metrics is keras.Model.compute_metrics:
+                logs = {
+                    name: np.full_like(value, np.nan, dtype=float)[()]
+                    for name, value in logs.items()
+                }
         else:
             # A step of the model's own, that counts no loss there.
             del logs["loss"]
