@@ -83,6 +83,34 @@ def make_safe(
             logging.info(line)
 
 
+def replace_scalers(model: keras.Model) -> None:
+    """Puts ours in the place of Keras's scalers in a model with its own step.
+
+    Their `scale_loss` and `apply` are called as before; optimizers without a
+    scaler stay, since such a step may know of no scale.
+    """
+    for name, value in list(vars(model).items()):
+        if isinstance(
+            value, keras.optimizers.LossScaleOptimizer
+        ) and not isinstance(value, LossScaleOptimizer):
+            safe = _in_place_of(value)
+            if value is model.optimizer:
+                keras_internals.replace_optimizer(model, safe)
+            else:
+                setattr(model, name, safe)
+
+
+def _in_place_of(
+    scaler: keras.optimizers.LossScaleOptimizer,
+) -> LossScaleOptimizer:
+    """Keras's own corrupts weights when a replica but the first overflows."""
+    return LossScaleOptimizer(
+        scaler.inner_optimizer,
+        initial_scale=2.0 ** round(math.log2(scaler.initial_scale)),
+        dynamic_growth_steps=scaler.dynamic_growth_steps,
+    )
+
+
 def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
     if keep_float32 == "auto" and keras_internals.is_marked(
         model, "tfamp_keep_float32"
@@ -108,16 +136,10 @@ def _wrap_optimizer(model: keras.Model) -> str | None:
     optimizer = model.optimizer
     if optimizer is None or isinstance(optimizer, LossScaleOptimizer):
         return None
-    options = {}
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # Keras's own corrupts weights when a replica but the first overflows.
-        options = {
-            "dynamic": True,
-            "initial_scale": 2.0 ** round(math.log2(optimizer.initial_scale)),
-            "dynamic_growth_steps": optimizer.dynamic_growth_steps,
-        }
-        optimizer = optimizer.inner_optimizer
-    safe = wrap_optimizer(optimizer, precision_of(model), **options)
+        safe = _in_place_of(optimizer)
+    else:
+        safe = wrap_optimizer(optimizer, precision_of(model))
     keras_internals.replace_optimizer(model, safe)
     if not safe.dynamic:
         return "wrapped the optimizer, to skip steps that are not finite"

@@ -1,0 +1,45 @@
+"""A model with its own `train_step`, as tfamp.fit trains it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfamp
+
+
+class Own(keras.Model):
+    """Scales its loss by whatever optimizer it has."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            outputs = keras.ops.cast(self(x, training=True), "float32")
+            loss = keras.ops.mean(keras.ops.square(outputs - y))
+            scaled = self.optimizer.scale_loss(loss)
+        weights = self.trainable_weights
+        gradients = tape.gradient(scaled, [w.value for w in weights])
+        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_overflow_on_any_replica_is_skipped_though_keras_wrapped_it(
+    mirrored, replica
+):
+    with tfamp.precision_scope("mixed_float16"), mirrored(2).scope():
+        inputs = keras.Input((1,))
+        outputs = keras.layers.Dense(1, kernel_initializer="ones")(inputs)
+        model = Own(inputs, outputs)
+        # Keras wraps it into a scaler that looks at the first replica only.
+        model.compile(keras.optimizers.SGD(1e-3))
+    assert not isinstance(model.optimizer, tfamp.LossScaleOptimizer)
+    x = np.full((4, 1), 1e-3, "float32")
+    x[2 * replica] = 6e4
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros((4, 1), "f")))
+    before = model.get_weights()
+    tfamp.fit(model, data.batch(4), verbose=0)
+    assert isinstance(model.optimizer, tfamp.LossScaleOptimizer)
+    assert int(model.optimizer.skipped_steps.numpy()) == 1
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
