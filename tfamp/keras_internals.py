@@ -698,7 +698,7 @@ def mark_session(value: Any) -> None:
 
 
 def session_mark() -> Any:
-    """The mark of this session, or None."""
+    """The mark that `mark_session` left, or None."""
     return keras.src.backend.common.global_state.get_global_attribute(
         "tfamp_mark"
     )
