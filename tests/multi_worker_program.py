@@ -110,7 +110,7 @@ def blame(strategy):
     )
     try:
         model = test_blame.build(strategy)
-        tfamp.fit(
+        test_blame.fit_unkept(
             model, test_blame.data(plants), on_overflow="blame", verbose=0
         )
     finally:

@@ -5,6 +5,7 @@ in a test of its own.
 """
 
 import dataclasses
+import functools
 import re
 
 import keras
@@ -16,6 +17,9 @@ import tfamp
 from tests.conftest import mostly_long
 from tfamp import keras_internals
 from tfamp.training.callbacks import ScaleTimeline
+
+# What is planted in 16 bits is to stay there.
+fit_unkept = functools.partial(tfamp.fit, keep_float32=False)
 
 LAYERS, ROWS = 20, 8
 SIGNAL, FORWARD, BACKWARD, SCALE = range(4)
@@ -142,7 +146,7 @@ def planted(mirrored, tmp_path_factory):
     events, lines = Events(tmp_path_factory.mktemp("planted")), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "warning", lambda t, *v: lines.append(t % v))
-        tfamp.fit(
+        fit_unkept(
             build(mirrored(2)),
             data(PLANTS),
             on_overflow="blame",
@@ -181,7 +185,7 @@ def test_pieces_and_xla_do_not_hide_it(mirrored, events, microbatches, jit):
         plant(7, FORWARD, 2, "forward", ""),
         plant(0, BACKWARD, 1, "backward", ""),
     ]
-    tfamp.fit(
+    fit_unkept(
         build(mirrored(2), layers=2),
         data(plants),
         on_overflow="blame",
@@ -213,7 +217,7 @@ def test_a_replay_draws_the_numbers_of_the_step(events, microbatches):
     x = np.full((2, 1), 4e4, "float32")
     x[1] = 0.0
     dataset = tf.data.Dataset.from_tensors((x, x)).repeat(40)
-    tfamp.fit(
+    fit_unkept(
         model,
         dataset,
         on_overflow="blame",
@@ -282,7 +286,7 @@ def test_a_step_may_be_the_first_that_draws_without_a_seed():
     model.compile(optimizer, "mse", auto_scale_loss=False)
     rows = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
     batches = tf.data.Dataset.from_tensor_slices(rows).batch(4)
-    history = tfamp.fit(model, batches, on_overflow="blame", verbose=0)
+    history = fit_unkept(model, batches, on_overflow="blame", verbose=0)
     assert np.isfinite(history.history["loss"][0])
 
 
@@ -343,7 +347,7 @@ def train(make, strategy, **options):
     # the first of two pieces, so that a replay need not come to the second.
     x[2::12] *= -1e4
     dataset = tf.data.Dataset.from_tensor_slices((x, x[:, :3]))
-    history = tfamp.fit(
+    history = fit_unkept(
         model,
         dataset.batch(4, drop_remainder=True),
         epochs=2,
@@ -392,7 +396,7 @@ def test_a_step_of_the_models_own_is_looked_into(mirrored, events):
     # Its logarithm is none, on the second replica.
     x[1, 2] = -1.0
     dataset = tf.data.Dataset.from_tensor_slices((x, x[..., :3]))
-    tfamp.fit(
+    fit_unkept(
         averaged(strategy),
         dataset,
         on_overflow="blame",
@@ -407,7 +411,7 @@ def test_a_step_of_the_models_own_is_looked_into(mirrored, events):
 def test_of_many_stretches_only_some_are_replayed(events):
     rows = [plant(0, FORWARD, 1, "forward", "")] * 18
     model = build(tf.distribute.get_strategy(), layers=1)
-    tfamp.fit(
+    fit_unkept(
         model, data(rows), on_overflow="blame", callbacks=[events], verbose=0
     )
     replayed = [
@@ -422,7 +426,7 @@ def test_of_many_stretches_only_some_are_replayed(events):
 def test_of_a_stretch_the_first_step_is_replayed(events, warnings_of_absl):
     rows = [plant(0, FORWARD, 1, "forward", "")] * 4
     model = build(tf.distribute.get_strategy(), layers=1)
-    tfamp.fit(
+    fit_unkept(
         model,
         data(rows, clean=0),
         on_overflow="blame",

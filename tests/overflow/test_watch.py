@@ -1,5 +1,6 @@
 """What a user learns about steps that were not finite."""
 
+import functools
 import re
 
 import keras
@@ -11,6 +12,9 @@ from keras import layers
 import tfamp
 from tfamp.overflow import watch as overflow
 from tfamp.overflow.blame import Blame
+
+# What is planted in 16 bits is to stay there.
+fit_unkept = functools.partial(tfamp.fit, keep_float32=False)
 
 
 class Logarithm(layers.Layer):
@@ -79,7 +83,7 @@ def negative_before_the_norm():
 def said_of(model, dataset, **options):
     """What stopping at the first overflow says."""
     with np.errstate(all="ignore"), pytest.raises(tfamp.LossScaleError) as info:
-        tfamp.fit(model, dataset, on_overflow="stop", verbose=0, **options)
+        fit_unkept(model, dataset, on_overflow="stop", verbose=0, **options)
     return str(info.value)
 
 
@@ -357,7 +361,7 @@ def test_training_ends_at_the_very_step_that_is_one_too_many(mirrored):
     bad = batches(x=with_one(np.inf, (4, 4)))
     optimizer = model.optimizer
     with pytest.raises(tfamp.LossScaleError, match=r"step 20: 20 .* row 3"):
-        tfamp.fit(
+        fit_unkept(
             model,
             bad.repeat(60),
             steps_per_loop=50,
