@@ -187,7 +187,7 @@ def fit(
         )
     jit = preconditions.resolve_jit(jit, model, strategy, is_custom)
     steps_per_loop = preconditions.resolve_steps_per_loop(steps_per_loop, model)
-    callbacks = [*hooks.flat(callbacks), *observer.callbacks]
+    callbacks = [*hooks.flattened(callbacks), *observer.callbacks]
     progress = _progress(verbose, callbacks)
     with strategy.scope():
         safe.build_layers(model, dataset.element_spec, is_custom)
@@ -352,7 +352,7 @@ def evaluate(
         steps=steps,
     )
     batches.warn_of_batch_size("batch_size", batch_size)
-    callbacks = hooks.flat(callbacks)
+    callbacks = hooks.flattened(callbacks)
     evaluator = Evaluator(
         model,
         batches,

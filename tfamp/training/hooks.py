@@ -22,7 +22,7 @@ _BATCH_HOOKS = {
 }
 
 
-def flat(callbacks: Any) -> list[keras.callbacks.Callback]:
+def flattened(callbacks: Any) -> list[keras.callbacks.Callback]:
     """All callbacks of what `Model.fit` takes: None, one, lists, in order.
 
     A `CallbackList` of a class of its own stays whole: it may do more.
@@ -32,7 +32,7 @@ def flat(callbacks: Any) -> list[keras.callbacks.Callback]:
     found = []
     for each in tf.nest.flatten(callbacks):
         if type(each) is keras.callbacks.CallbackList:
-            found += flat(each)
+            found += flattened(each)
         elif each is not None:
             found.append(each)
     return found

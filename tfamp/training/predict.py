@@ -52,7 +52,7 @@ def predict(
     is_custom = type(model).predict_step is not keras.Model.predict_step
     with strategy.scope():
         safe.build_layers(model, batches.dataset.element_spec, is_custom)
-    callbacks = hooks.flat(callbacks)
+    callbacks = hooks.flattened(callbacks)
     with worker_errors():
         pieces = _pieces(
             model,
