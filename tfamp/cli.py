@@ -42,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings, argv = split_settings(argv)
-        args = _parser().parse_args([_shield_negative(a) for a in argv])
-        recipe_argument.attach_settings(args, settings)
+        args, others = _parser().parse_known_args(
+            [_shield_negative(a) for a in argv]
+        )
+        recipe_argument.attach_settings(args, settings, others)
         return args.run(args)
     except BrokenPipeError:
         # The reader, such as `head`, has gone. Python flushes stdout once
