@@ -26,7 +26,7 @@ from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
-_COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)
+COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in _COMMANDS:
+    for command in COMMANDS:
         command.add_to(commands)
     return parser
 
