@@ -18,6 +18,7 @@ from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.layers.cross_entropy import sparse_cross_entropy
 from tfamp.scaling.gradients import Gradient
 from tfamp.step import losses
+from tfamp.step.batch_statistics import BatchStatistics, State
 from tfamp.step.terms import Plan
 
 Logs = dict[str, tf.Tensor]
@@ -92,18 +93,23 @@ def train_step(
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
-        def gradients_of_piece(i):
+        def gradients_of_piece(i, state):
             data, rows = split_evenly(share.data, i, microbatches)
             # None counts of a share whose only row must not.
             rows = tf.minimum(rows, share.rows)
-            return gradients_of(data, rows, share.batch_rows, pieces)[0]
+            gradients, _ = gradients_of(data, rows, share.batch_rows, pieces)
+            return gradients, averages.after_piece(state, rows)
 
         pieces = None if is_whole else _pieces(model, plan, share, True)
         forget = remember(statistics)
         if microbatches == 1:
             gradients, logs = gradients_of(*share, pieces)
         else:
-            gradients = _accumulate(gradients_of_piece, microbatches, variables)
+            averages = BatchStatistics(model)
+            gradients, state = _accumulate(
+                gradients_of_piece, microbatches, variables, averages.start()
+            )
+            averages.settle(state)
             logs = {}
         optimizer.apply(gradients, variables)
         if statistics:
@@ -342,11 +348,21 @@ def _unlisted(model: keras.Model, logs: Logs | None) -> Logs:
 
 
 def _accumulate(
-    gradients_of_piece: Callable[[tf.Tensor], list[Gradient]],
+    gradients_of_piece: Callable[
+        [tf.Tensor, State], tuple[list[Gradient], State]
+    ],
     pieces: int,
     variables: list[keras.Variable],
-) -> list[tf.Tensor | None]:
-    """Sums the pieces' gradients in float32, one piece in memory at a time."""
+    state: State,
+) -> tuple[list[tf.Tensor | None], State]:
+    """Sums the pieces' gradients in float32, one piece in memory at a time.
+
+    Args:
+        gradients_of_piece: takes and returns what pieces pass on, too.
+        pieces: how many.
+        variables: those of the gradients.
+        state: what the first piece gets.
+    """
     dtypes = [
         tf.float64 if variable.dtype == "float64" else tf.float32
         for variable in variables
@@ -367,27 +383,28 @@ def _accumulate(
             return tf.maximum(sum_, gradient)
         return sum_ + gradient
 
-    def body(i, sums):
-        gradients = gradients_of_piece(i)
-        return i + 1, [
+    def body(i, sums, state):
+        gradients, state = gradients_of_piece(i, state)
+        sums = [
             add(sum_, gradient, position)
             for position, (sum_, gradient) in enumerate(
                 zip(sums, gradients, strict=True)
             )
         ]
+        return i + 1, sums, state
 
     zeros = [
         tf.zeros(variable.shape, dtype)
         for variable, dtype in zip(variables, dtypes, strict=True)
     ]
-    _, sums = tf.while_loop(
-        lambda i, _: i < pieces,
+    _, sums, state = tf.while_loop(
+        lambda i, *_: i < pieces,
         body,
-        (tf.constant(0), zeros),
+        (tf.constant(0), zeros, state),
         parallel_iterations=1,
         maximum_iterations=pieces,
     )
     return [
         sum_ if connected else None
         for sum_, connected in zip(sums, is_connected, strict=True)
-    ]
+    ], state

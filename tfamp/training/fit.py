@@ -98,7 +98,9 @@ def fit(
         validation_batch_size: None for `batch_size`.
         validation_freq: evaluates every so many epochs, or after these.
         microbatches: splits each replica's batch in so many; gradients add up
-            in float32 and are reduced once.
+            in float32 and are reduced once. What cannot be as in one piece:
+            batch normalization normalizes each piece by its own statistics;
+            its averages move once, by those of all rows.
         steps_per_loop: steps in one graph call, with no Python in between.
             "auto" adapts to the speed of a step; where a callback watches
             single batches it is 1. Callbacks see the end of each call.
