@@ -224,7 +224,15 @@ def fit(
     run = Run(
         model,
         batches,
-        _step(model, is_custom, microbatches, jit, plan),
+        _step(
+            model,
+            optimizers,
+            is_custom,
+            microbatches,
+            jit,
+            plan,
+            hooks.stop_at_nan(callbacks),
+        ),
         evaluator=_evaluator_of(
             model,
             validation_data,
@@ -242,7 +250,7 @@ def fit(
             if kept is None
             else Replay(
                 model,
-                _step(model, is_custom, 1, False, plan),
+                _step(model, optimizers, is_custom, 1, False, plan),
                 optimizers,
                 kept,
                 microbatches,
@@ -263,7 +271,6 @@ def fit(
         ),
         steps_per_loop=steps_per_loop,
         watched=hooks.watch_batches(callbacks, "train"),
-        stops_at_nan=not is_custom and hooks.stop_at_nan(callbacks),
         callbacks=callback_list,
     )
     model.stop_training = False
@@ -414,15 +421,19 @@ def _evaluator_of(
 
 def _step(
     model: keras.Model,
+    optimizers: dict[str, LossScaleOptimizer],
     is_custom: bool,
     microbatches: int,
     jit: bool,
     plan: Plan | None,
+    reports_nan: bool = False,
 ) -> build.Step:
     if is_custom:
-        return build.custom_train_step(model)
+        return build.custom_train_step(model, optimizers.values())
     strategy = model.distribute_strategy
-    return build.train_step(model, strategy, microbatches, jit, plan)
+    return build.train_step(
+        model, strategy, microbatches, jit, plan, reports_nan
+    )
 
 
 def _kept_step(
