@@ -23,6 +23,7 @@ from tfamp.training.loop import Loop
 _INPUT_PROBLEM = re.compile(
     rf"{INPUT_ERROR_MARK}.*|Received a label value of .*?\)"
     r"|Cast string to \w+ is not supported"
+    r"|indices\[[\d,]*\] = -?\d+ is not in \[.*?\)"
 )
 
 
@@ -171,4 +172,9 @@ def graph_calls(model: keras.Model) -> Iterator[None]:
             if found := _INPUT_PROBLEM.search(line):
                 text = found.group().removeprefix(INPUT_ERROR_MARK)
                 raise InputError(text.strip()) from None
+        if "/Ragged" in str(error):
+            raise InputError(
+                "The model cannot compute with these ragged batches; pad "
+                "them: dataset.map(lambda x, y: (x.to_tensor(), y))."
+            ) from None
         raise
