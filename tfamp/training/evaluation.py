@@ -60,8 +60,20 @@ class Evaluator:
         # By a `test_step` of the model's own; nothing else was evaluated.
         self._returned: set[str] = set()
 
-    def run(self) -> dict[str, float]:
-        """Evaluates once; the batches of the next time are the same."""
+    def run(self, callbacks: bool = True) -> dict[str, float]:
+        """Evaluates once; the batches of the next time are the same.
+
+        Args:
+            callbacks: whether to tell them.
+        """
+        if not callbacks:
+            others = self._callbacks, self._watched
+            self._callbacks = keras.callbacks.CallbackList()
+            self._watched = False
+            try:
+                return self.run()
+            finally:
+                self._callbacks, self._watched = others
         if self._loop is None:
             self._loop = self._make_loop()
         model, limit = self._model, self._limit
