@@ -137,6 +137,16 @@ def averaging_optimizers(
     ]
 
 
+def leaves_averages(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether `finalize_variable_values` puts averages in the weights' place.
+
+    Args:
+        optimizer: one with a scaler around it, or without.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return bool(averaging_optimizers(inner))
+
+
 @contextlib.contextmanager
 def average_overwrite_deferred(
     optimizer: keras.optimizers.Optimizer,

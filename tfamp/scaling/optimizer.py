@@ -369,13 +369,22 @@ def wrap_optimizer(
         A `LossScaleOptimizer`.
 
     Raises:
-        InputError: for an optimizer that scales the loss already.
+        InputError: for what is no optimizer, or scales the loss already.
     """
+    if isinstance(optimizer, type):
+        raise InputError(
+            f"{optimizer.__name__} is a class; pass an optimizer: "
+            f"wrap_optimizer({optimizer.__name__}(...))."
+        )
     policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
     is_chosen = bool({"dynamic", "initial_scale"} & options.keys())
     if policy.compute_dtype != "float16":
         options = {"dynamic": False, "initial_scale": 1.0} | options
-    wrapped = LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
+    try:
+        optimizer = keras.optimizers.get(optimizer)
+    except ValueError as error:
+        raise InputError(str(error).splitlines()[0]) from None
+    wrapped = LossScaleOptimizer(optimizer, **options)
     if not is_chosen:
         wrapped.wrapped_for = policy.compute_dtype
     return wrapped

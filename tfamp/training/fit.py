@@ -32,12 +32,9 @@ from tfamp.training import (
     preconditions,
     safe,
 )
-from tfamp.training.callbacks import (
-    ProgressBar,
-    ScaleTimeline,
-    format_figures,
-)
+from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
+from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
 
 
@@ -158,6 +155,7 @@ def fit(
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    is_shown = bool(verbose)
     verbose = verbose if is_chief(strategy) else 0
     epochs = _capped(epochs)
     if validation_split and validation_data is None:
@@ -221,6 +219,15 @@ def fit(
         steps=batches.steps or batches.count,
         verbose=1 if verbose == "auto" else verbose,
     )
+    evaluator = _evaluator_of(
+        model,
+        validation_data,
+        callback_list,
+        batch_size=validation_batch_size or batch_size,
+        steps=validation_steps,
+        # On all workers alike, whoever's callbacks it is for.
+        watched=hooks.watch_batches(callbacks, "test"),
+    )
     run = Run(
         model,
         batches,
@@ -233,15 +240,7 @@ def fit(
             plan,
             hooks.stop_at_nan(callbacks),
         ),
-        evaluator=_evaluator_of(
-            model,
-            validation_data,
-            callback_list,
-            batch_size=validation_batch_size or batch_size,
-            steps=validation_steps,
-            # On all workers alike, whoever's callbacks it is for.
-            watched=hooks.watch_batches(callbacks, "test"),
-        ),
+        evaluator=evaluator,
         validation_freq=validation_freq,
         watch=watch.OverflowWatch(
             optimizers,
@@ -276,7 +275,15 @@ def fit(
     model.stop_training = False
     try:
         with worker_errors():
-            return run.epochs(epochs, initial_epoch)
+            history = run.epochs(epochs, initial_epoch)
+            if is_shown and run.leaves_averages and evaluator is not None:
+                # On all workers alike, whichever of them shows it.
+                results = evaluator.run(callbacks=False)
+                for bar in progress:
+                    bar.show_final(
+                        {f"val_{name}": each for name, each in results.items()}
+                    )
+            return history
     finally:
         # Keras tells callbacks nothing when training raises.
         for bar in progress:

@@ -32,7 +32,13 @@ SECONDS_BETWEEN_SAVES = 300
 
 
 class Run:
-    """The epochs of one call of fit."""
+    """The epochs of one call of fit.
+
+    Attributes:
+        callbacks: those that are told of it.
+        leaves_averages: whether the weights that it leaves are averages, and
+            not those of its last epoch.
+    """
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class Run:
     ):
         strategy = model.distribute_strategy
         self.callbacks = callbacks
+        self.leaves_averages = False
         self._model = model
         self._data = data
         self._loop = Loop(
@@ -111,6 +118,9 @@ class Run:
         ):
             # Weights that are averaged are the averages from here on.
             model.optimizer.finalize_variable_values(model.trainable_variables)
+            self.leaves_averages = keras_internals.leaves_averages(
+                model.optimizer
+            )
         self.callbacks.on_train_end(logs)
         if logs and model.stop_training and self._checkpoints is not None:
             # EarlyStopping has put the best weights back by now, and a run
