@@ -26,6 +26,10 @@ from tfamp.scaling.rule import (
     move_scale,
 )
 
+# A true gradient of 2^39 still fits into float16 at the lowest of them.
+_INITIAL_WIRE_SCALE = 2.0**16
+_MIN_WIRE_SCALE = 2.0**-24
+
 # Optimizers that overwrite weights with their averages, and how often.
 _EmaFrequencies = list[tuple[keras.optimizers.Optimizer, int]]
 
@@ -166,7 +170,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def scale_loss(self, loss):
         """`loss` times the scale, in float32: 16 bits cannot hold 65536."""
-        if self._scale_is_one:
+        if self.scale_is_one:
             return loss
         return ops.cast(loss, "float32") * self._scale()
 
@@ -204,7 +208,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         finite, unscaled = gradients_lib.unscale(
             reduced,
             overwrites,
-            None if self._scale_is_one else self._scale(),
+            None if self.scale_is_one else self._scale(),
             self._clip_norm,
         )
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
@@ -226,6 +230,20 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         ):
             _overwrite_with_averages(optimizer)
 
+    def scale_for_float16_wire(self) -> None:
+        """Turns dynamic scaling on, for gradients that cross in float16.
+
+        They may be of any size that float32 holds, so that the scale may go
+        below 1. The variables are those that a fixed scale has as well: also
+        an optimizer that is built can change. To be called before a step is
+        traced.
+        """
+        self.rule = self.rule._replace(min_scale=_MIN_WIRE_SCALE)
+        self.dynamic, self.initial_scale = True, _INITIAL_WIRE_SCALE
+        self.wrapped_for = "float16"
+        check_rule(self.initial_scale, self.rule, self.dynamic)
+        self.dynamic_scale.assign(self.initial_scale)
+
     def get_config(self) -> dict:
         config = super().get_config()
         rule = self.rule
@@ -244,8 +262,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
 
     @property
-    def _scale_is_one(self) -> bool:
-        """Known while tracing: then nothing is multiplied at all."""
+    def scale_is_one(self) -> bool:
+        """Whether it is fixed at 1: then nothing is multiplied at all."""
         return not self.dynamic and self.initial_scale == 1.0
 
     def _scale(self):
@@ -342,7 +360,7 @@ def wrap_optimizer(
     """
     policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
     is_chosen = bool({"dynamic", "initial_scale"} & options.keys())
-    if policy.compute_dtype != "float16":
+    if policy.compute_dtype != "float16" and not options.get("dynamic"):
         options = {"dynamic": False, "initial_scale": 1.0} | options
     wrapped = LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
     if not is_chosen:

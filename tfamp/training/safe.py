@@ -76,11 +76,16 @@ def make_safe(
     if wrapped and not is_float32:
         done.append(wrapped)
     if done:
-        line = f"tfamp.fit: {'; '.join(done)}."
-        if verbose:
-            print(line, flush=True)
-        else:
-            logging.info(line)
+        say(verbose, "; ".join(done))
+
+
+def say(verbose: int | str, done: str) -> None:
+    """Tells what fit did by itself: on the screen, or in the log."""
+    line = f"tfamp.fit: {done}."
+    if verbose:
+        print(line, flush=True)
+    else:
+        logging.info(line)
 
 
 def replace_scalers(model: keras.Model) -> None:
