@@ -17,6 +17,7 @@ from keras import ops
 from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.scaling import gradients as gradients_lib
+from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.fused_updates import fused_updates
 from tfamp.scaling.rule import (
     ScaleRule,
@@ -208,7 +209,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         finite, unscaled = gradients_lib.unscale(
             reduced,
             overwrites,
-            None if self.scale_is_one else self._scale(),
+            self.applied_scale,
             self._clip_norm,
         )
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
@@ -265,6 +266,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def scale_is_one(self) -> bool:
         """Whether it is fixed at 1: then nothing is multiplied at all."""
         return not self.dynamic and self.initial_scale == 1.0
+
+    @property
+    def applied_scale(self) -> tf.Tensor | None:
+        """What `scale_loss` multiplies by now; None for 1."""
+        return None if self.scale_is_one else self._scale()
 
     def _scale(self):
         # A fixed scale is the one it was made with, also after a checkpoint
@@ -346,8 +352,8 @@ def wrap_optimizer(
 
     Args:
         optimizer: a Keras optimizer, or its name.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16"; None asks
-            the global dtype policy.
+        precision: "float32", "mixed_bfloat16", "mixed_float16" or "float8";
+            None asks the global dtype policy.
         **options: arguments of `LossScaleOptimizer`. They win over what the
             precision suggests: dynamic scaling for mixed_float16, a fixed
             scale of 1 otherwise.
@@ -358,6 +364,8 @@ def wrap_optimizer(
     Raises:
         InputError: for an optimizer that scales the loss already.
     """
+    # Numbers of 8 bits have scales of their own, on bfloat16.
+    precision = "mixed_bfloat16" if precision == "float8" else precision
     policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
     is_chosen = bool({"dynamic", "initial_scale"} & options.keys())
     if policy.compute_dtype != "float16" and not options.get("dynamic"):
@@ -398,7 +406,8 @@ def value_and_gradients(
         variable.value if isinstance(variable, keras.Variable) else variable
         for variable in variables
     ]
-    return loss, tape.gradient(scaled_loss, sources)
+    with gradients_scaled_by(optimizer):
+        return loss, tape.gradient(scaled_loss, sources)
 
 
 def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:
