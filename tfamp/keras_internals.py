@@ -506,6 +506,11 @@ def initial_epoch(model: keras.Model) -> int:
     return model._initial_epoch or 0
 
 
+def forget_initial_epoch(model: keras.Model) -> None:
+    """As if `BackupAndRestore` had found nothing."""
+    model._initial_epoch = None
+
+
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     """The mean that a compiled model reports as `loss`."""
     return model._loss_tracker

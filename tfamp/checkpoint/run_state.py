@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tfamp.checkpoint import plain_values
 from tfamp.checkpoint.frozen import fingerprint, frozen_weights
 from tfamp.checkpoint.random_state import get_random_state
 from tfamp.checkpoint.replica_state import ReplicaState, is_read_together
@@ -78,7 +80,7 @@ class RunState:
         self._replicas = ReplicaState(
             model.distribute_strategy, [variables[i] for i in self._local]
         )
-        self._metadata = _Text()
+        self._metadata = _Bytes()
         tensors = [v for v in variables if not is_read_together(v)]
         self.checkpoint = tf.train.Checkpoint(
             variables=tensors,
@@ -91,16 +93,20 @@ class RunState:
         # TensorFlow makes this variable on first use; all workers must.
         _ = self.checkpoint.save_counter
 
-    def capture(self, notes: dict[str, Any]) -> None:
+    def capture(
+        self, notes: dict[str, Any], arrays: Sequence[np.ndarray] = ()
+    ) -> None:
         """Reads what TensorFlow does not save by itself.
 
         All workers must call it together.
 
         Args:
             notes: what else to save, of JSON's types.
+            arrays: what else to save.
         """
         rows = self._replicas.read()
-        self._metadata.text = json.dumps(
+        described, content = plain_values.pack(arrays)
+        text = json.dumps(
             {
                 "schema": _SCHEMA,
                 "precision": precision_of(self._model),
@@ -110,9 +116,12 @@ class RunState:
                 "dynamic_scales": [each.dynamic for each in self._scaling()],
                 "replicas": {self._local[i]: _text(r) for i, r in rows.items()},
                 "random_state": get_random_state(),
+                "arrays": described,
                 **notes,
             }
         )
+        # JSON has no line breaks but those in its texts, which are escaped.
+        self._metadata.content = b"\n".join([text.encode(), content])
 
     def restore(self, prefix: str) -> dict[str, Any]:
         """Restores a checkpoint, from any precision and number of replicas.
@@ -123,7 +132,8 @@ class RunState:
         what it is; skipped steps count on.
 
         Returns:
-            The checkpoint's metadata, with the notes of `capture`.
+            The checkpoint's metadata, with the notes of `capture`, and its
+            arrays as "arrays".
 
         Raises:
             InputError: for a checkpoint of something else; nothing was
@@ -195,26 +205,30 @@ def read_metadata(prefix: str) -> dict[str, Any]:
         raise InputError(
             f"{prefix} is no checkpoint of tfamp.fit; use another directory."
         )
-    metadata = json.loads(reader.get_tensor(_METADATA_KEY))
+    text, _, content = reader.get_tensor(_METADATA_KEY).partition(b"\n")
+    metadata = json.loads(text)
     if metadata["schema"] != _SCHEMA:
         raise InputError(
             f"{prefix} has the schema {metadata['schema']!r}; this version of "
             f"tfamp reads {_SCHEMA!r}."
         )
+    # Checkpoints from before this key have none.
+    described = metadata.get("arrays", [])
+    metadata["arrays"] = plain_values.unpack(described, content)
     return metadata
 
 
-class _Text(tf.train.experimental.PythonState):
-    """A text that is saved with the tensors."""
+class _Bytes(tf.train.experimental.PythonState):
+    """Bytes that are saved with the tensors."""
 
     def __init__(self):
-        self.text = ""
+        self.content = b""
 
-    def serialize(self) -> str:
-        return self.text
+    def serialize(self) -> bytes:
+        return self.content
 
     def deserialize(self, string_value: bytes) -> None:
-        self.text = string_value.decode()
+        self.content = string_value
 
 
 def _text(tensor: tf.Tensor) -> str:

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.checkpoint.callback_state import CallbackStates
 from tfamp.checkpoint.store import Checkpoints
 from tfamp.distribute.consensus import is_chief
 from tfamp.distribute.workers import worker_errors
@@ -274,6 +275,7 @@ def fit(
             model,
             os.fspath(checkpoint_dir),
             with_frozen=checkpoint_frozen,
+            callbacks=CallbackStates(callbacks_here),
         ),
         steps_per_loop=steps_per_loop,
         watched=hooks.watch_batches(callbacks, "train"),
