@@ -116,7 +116,7 @@ def test_a_recipe_in_mixed_precision_passes():
     assert noise["trajectory"]["first_step"] == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_tiny_gradients_without_loss_scaling_do_not_pass(without_evaluations):
     record = prove("mixed_float16", behave="unscaled")
     assert record["equivalent"] == {"mixed_float16": False}
@@ -418,7 +418,7 @@ def processes_about(folder):
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_and_started_again_it_repeats_no_finished_run(
     killed, capfd, fits_schema
 ):
@@ -443,7 +443,7 @@ def test_killed_and_started_again_it_repeats_no_finished_run(
     assert record["verdict"] in (folder / "report.html").read_text()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_finished_folder_answers_at_once_and_the_same(killed, capfd):
     folder, command = killed
     before = json.loads((folder / "parity.json").read_text())
@@ -453,7 +453,7 @@ def test_a_finished_folder_answers_at_once_and_the_same(killed, capfd):
     assert before == after
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
