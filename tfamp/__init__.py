@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from tfamp.formats import FORMATS
     from tfamp.hardware.devices import detect_hardware, recommend
+    from tfamp.layers.float8 import float8
     from tfamp.layers.optimize import optimize
     from tfamp.precision.keep_float32 import keep_float32
     from tfamp.precision.policy import precision_scope, set_precision
@@ -45,6 +46,7 @@ _HOMES = {
     "detect_hardware": "hardware.devices",
     "evaluate": "training.fit",
     "fit": "training.fit",
+    "float8": "layers.float8",
     "get_strategy": "distribute.strategy",
     "keep_float32": "precision.keep_float32",
     "lint": "analysis.lint.check",
@@ -72,6 +74,7 @@ __all__ = [
     "detect_hardware",
     "evaluate",
     "fit",
+    "float8",
     "get_strategy",
     "keep_float32",
     "lint",

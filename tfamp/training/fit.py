@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.checkpoint.callback_state import CallbackStates
 from tfamp.checkpoint.store import Checkpoints
 from tfamp.distribute.consensus import is_chief
 from tfamp.distribute.workers import worker_errors
@@ -31,6 +32,7 @@ from tfamp.training import (
     observers,
     preconditions,
     safe,
+    wire,
 )
 from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
@@ -95,7 +97,9 @@ def fit(
         validation_batch_size: None for `batch_size`.
         validation_freq: evaluates every so many epochs, or after these.
         microbatches: splits each replica's batch in so many; gradients add up
-            in float32 and are reduced once.
+            in float32 and are reduced once. What cannot be as in one piece:
+            batch normalization normalizes each piece by its own statistics;
+            its averages move once, by those of all rows.
         steps_per_loop: steps in one graph call, with no Python in between.
             "auto" adapts to the speed of a step; where a callback watches
             single batches it is 1. Callbacks see the end of each call.
@@ -103,7 +107,10 @@ def fit(
             `compile(jit_compile=...)` said; else on GPUs and TPUs, where all
             layers allow it.
         all_reduce_dtype: "float16" or "bfloat16" halves what replicas send
-            each other; None sends gradients as they are.
+            each other: 2 bytes for each weight and step instead of 4. None
+            sends gradients as they are. "float16" keeps 3 bits more and needs
+            a loss scale, also of a float32 model: fit turns dynamic scaling
+            on where no scale was chosen.
         checkpoint_dir: saves there by itself, at each epoch's end and every
             five minutes, and goes on from there when it is called again: it
             ends with the weights of a run that was never stopped. SIGTERM
@@ -205,8 +212,11 @@ def fit(
         pieces = strategy.num_replicas_in_sync * microbatches
         plan = plan_of(model, dataset, pieces, training=True)
     optimizers = _loss_scale_optimizers(model)
-    for optimizer in optimizers.values():
-        optimizer.all_reduce_dtype = all_reduce_dtype
+    scaled = wire.prepare(
+        optimizers.values(), all_reduce_dtype, strategy, is_custom
+    )
+    if scaled:
+        safe.say(verbose, scaled)
     kept = _kept_step(model, optimizers)
     callbacks_here = hooks.callbacks_here(callbacks, strategy)
     callback_list = keras.callbacks.CallbackList(
@@ -229,7 +239,15 @@ def fit(
     run = Run(
         model,
         batches,
-        _step(model, is_custom, microbatches, jit, plan),
+        _step(
+            model,
+            optimizers,
+            is_custom,
+            microbatches,
+            jit,
+            plan,
+            hooks.stop_at_nan(callbacks),
+        ),
         evaluator=evaluator,
         validation_freq=validation_freq,
         watch=watch.OverflowWatch(
@@ -239,7 +257,7 @@ def fit(
             if kept is None
             else Replay(
                 model,
-                _step(model, is_custom, 1, False, plan),
+                _step(model, optimizers, is_custom, 1, False, plan),
                 optimizers,
                 kept,
                 microbatches,
@@ -257,10 +275,10 @@ def fit(
             model,
             os.fspath(checkpoint_dir),
             with_frozen=checkpoint_frozen,
+            callbacks=CallbackStates(callbacks_here),
         ),
         steps_per_loop=steps_per_loop,
         watched=hooks.watch_batches(callbacks, "train"),
-        stops_at_nan=not is_custom and hooks.stop_at_nan(callbacks),
         callbacks=callback_list,
     )
     model.stop_training = False
@@ -419,15 +437,19 @@ def _evaluator_of(
 
 def _step(
     model: keras.Model,
+    optimizers: dict[str, LossScaleOptimizer],
     is_custom: bool,
     microbatches: int,
     jit: bool,
     plan: Plan | None,
+    reports_nan: bool = False,
 ) -> build.Step:
     if is_custom:
-        return build.custom_train_step(model)
+        return build.custom_train_step(model, optimizers.values())
     strategy = model.distribute_strategy
-    return build.train_step(model, strategy, microbatches, jit, plan)
+    return build.train_step(
+        model, strategy, microbatches, jit, plan, reports_nan
+    )
 
 
 def _kept_step(

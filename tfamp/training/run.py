@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Collection, Iterator
@@ -21,6 +22,7 @@ from tfamp.overflow import watch as overflow
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.precision.policy import precision_of
 from tfamp.step import build
+from tfamp.training import hooks
 from tfamp.training.data import Batches
 from tfamp.training.evaluation import Evaluator, graph_calls, metrics_now
 from tfamp.training.loop import Loop
@@ -52,7 +54,6 @@ class Run:
         checkpoints: Checkpoints | None,
         steps_per_loop: int | str,
         watched: bool,
-        stops_at_nan: bool,
         callbacks: keras.callbacks.CallbackList,
     ):
         strategy = model.distribute_strategy
@@ -76,8 +77,6 @@ class Run:
         self._sees_steps = kept is not None
         self._steps_before = 0
         self._watched = watched
-        self._stops_at_nan = stops_at_nan
-        self._counted = 0.0
         self._consensus = Consensus(strategy)
         self._pace = Pace(
             1 if watched and steps_per_loop == "auto" else steps_per_loop,
@@ -100,12 +99,19 @@ class Run:
         self._initial_epoch = initial_epoch
         begin = self._restore(epochs)
         self._steps_before = begin.notes.get("steps", 0)
-        self.callbacks.on_train_begin()
         is_resumed = begin.epoch > 0 or begin.step > 0
+        if is_resumed:
+            hooks.keep_files(self.callbacks)
+        self.callbacks.on_train_begin()
+        first = keras_internals.initial_epoch(model) or initial_epoch
+        if is_resumed:
+            # What `BackupAndRestore` found is older, or of another run.
+            keras_internals.forget_initial_epoch(model)
+            first = max(begin.epoch, initial_epoch)
+        if self._checkpoints is not None:
+            self._checkpoints.begin()
         self._watch.begin(begin.epoch, self._steps_before, is_resumed)
         logs: dict[str, float] = {}
-        first = keras_internals.initial_epoch(model) or initial_epoch
-        first = max(begin.epoch, first)
         with self._preemption_watched():
             for epoch in range(first, epochs):
                 if model.stop_training:
@@ -168,7 +174,9 @@ class Run:
         if not begin.step:
             self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
-        self._counted = 0.0
+        if begin.step and self._checkpoints is not None:
+            # It was told so before, and what came of it was restored.
+            self._checkpoints.restore_again()
         self._data.begin_epoch()
         if self._iterator is None:
             self._iterator = iter(self._batches)
@@ -215,7 +223,8 @@ class Run:
         if done and (self._watched or self._pace.is_due()):
             # Reading the metrics waits for the device; hence not each time.
             logs = self._logs(epoch)
-            if self._stops_at_nan and not self._has_counted():
+            if math.isnan(self._loop.logs.get(build.NAN_LOG, 0.0)):
+                # The mean leaves it out.
                 logs["loss"] = float("nan")
             self._pace.measure(done)
             self._clock.end_warm_up()
@@ -224,13 +233,6 @@ class Run:
             if has_more:
                 self._agree_and_save(Position(epoch, self._clock.steps))
         return has_more
-
-    def _has_counted(self) -> bool:
-        """Whether the mean loss took the batch in: it leaves NaN out."""
-        before = self._counted
-        tracker = keras_internals.loss_tracker(self._model)
-        self._counted = float(tracker.count.numpy())
-        return self._counted != before
 
     def _look(self, epoch: int) -> None:
         """A step was skipped, or moved a scale; a replay may take a while."""
@@ -251,7 +253,9 @@ class Run:
             self._look(epoch)
         self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
         metrics = metrics_now(self._model, keras.Model.train_step)
-        return self._loop.logs | metrics | self._watch.logs()
+        logs = self._loop.logs | metrics | self._watch.logs()
+        logs.pop(build.NAN_LOG, None)
+        return logs
 
     def _agree_and_save(
         self, position: Position, logs: dict[str, float] | None = None
