@@ -41,6 +41,7 @@ class RunState:
             a fingerprint of each.
 
     Attributes:
+        optimizers: of the model.
         checkpoint: what TensorFlow saves: the tensors and the text as it was
             at the last `capture`.
 
@@ -50,7 +51,7 @@ class RunState:
 
     def __init__(self, model: keras.Model, with_frozen: bool = True):
         self._model = model
-        self._optimizers = _optimizers(model)
+        self.optimizers = _optimizers(model)
         frozen = [] if with_frozen else frozen_weights(model)
         self._frozen = [
             [*described, fingerprint(weight)]
@@ -61,7 +62,7 @@ class RunState:
         left_out = {id(weight) for weight in frozen}
         self._keras_variables = [
             variable
-            for variable in _variables(model, self._optimizers)
+            for variable in _variables(model, self.optimizers)
             if id(variable) not in left_out
         ]
         variables = [variable.value for variable in self._keras_variables]
@@ -163,7 +164,7 @@ class RunState:
     def _scaling(self) -> list[LossScaleOptimizer]:
         return [
             optimizer
-            for optimizer in self._optimizers
+            for optimizer in self.optimizers
             if isinstance(optimizer, LossScaleOptimizer)
         ]
 
