@@ -1,6 +1,7 @@
 """The epochs of one call of fit: calls of the graph, reports, saves."""
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator
@@ -33,7 +34,13 @@ SECONDS_BETWEEN_SAVES = 300
 
 
 class Run:
-    """The epochs of one call of fit."""
+    """The epochs of one call of fit.
+
+    Attributes:
+        callbacks: those that are told of it.
+        leaves_averages: whether the weights that it leaves are averages, and
+            not those of its last epoch.
+    """
 
     def __init__(
         self,
@@ -48,11 +55,11 @@ class Run:
         checkpoints: Checkpoints | None,
         steps_per_loop: int | str,
         watched: bool,
-        stops_at_nan: bool,
         callbacks: keras.callbacks.CallbackList,
     ):
         strategy = model.distribute_strategy
         self.callbacks = callbacks
+        self.leaves_averages = False
         self._model = model
         self._data = data
         self._loop = Loop(
@@ -77,8 +84,6 @@ class Run:
         self._sees_steps = kept is not None
         self._steps_before = 0
         self._watched = watched
-        self._stops_at_nan = stops_at_nan
-        self._counted = 0.0
         self._consensus = Consensus(strategy)
         self._pace = Pace(
             1 if watched and steps_per_loop == "auto" else steps_per_loop,
@@ -137,6 +142,9 @@ class Run:
         ):
             # Weights that are averaged are the averages from here on.
             model.optimizer.finalize_variable_values(model.trainable_variables)
+            self.leaves_averages = keras_internals.leaves_averages(
+                model.optimizer
+            )
         self.callbacks.on_train_end(logs)
         if logs and model.stop_training and self._checkpoints is not None:
             # EarlyStopping has put the best weights back by now, and a run
@@ -214,7 +222,6 @@ class Run:
         if begin.step and self._checkpoints is not None:
             # It was told so before, and what came of it was restored.
             self._checkpoints.restore_again()
-        self._counted = 0.0
         self._data.begin_epoch()
         if self._iterator is None:
             self._iterator = iter(self._distributed())
@@ -272,7 +279,8 @@ class Run:
         if done and (self._watched or self._pace.is_due()):
             # Reading the metrics waits for the device; hence not each time.
             logs = self._logs(epoch)
-            if self._stops_at_nan and not self._has_counted():
+            if math.isnan(self._loop.logs.get(build.NAN_LOG, 0.0)):
+                # The mean leaves it out.
                 logs["loss"] = float("nan")
             self._pace.measure(done)
             self._clock.end_warm_up()
@@ -287,13 +295,6 @@ class Run:
         graph, self._loop.graph = self._loop.graph, None
         if graph is not None and self._checkpoints is not None:
             other_state.warn_of_draws(graph, self._model)
-
-    def _has_counted(self) -> bool:
-        """Whether the mean loss took the batch in: it leaves NaN out."""
-        before = self._counted
-        tracker = keras_internals.loss_tracker(self._model)
-        self._counted = float(tracker.count.numpy())
-        return self._counted != before
 
     def _look(self, epoch: int) -> None:
         """A step was skipped, or moved a scale; a replay may take a while."""
@@ -314,7 +315,9 @@ class Run:
             self._look(epoch)
         self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
         metrics = metrics_now(self._model, keras.Model.train_step)
-        return self._loop.logs | metrics | self._watch.logs()
+        logs = self._loop.logs | metrics | self._watch.logs()
+        logs.pop(build.NAN_LOG, None)
+        return logs
 
     def _agree_and_save(
         self, position: Position, logs: dict[str, float] | None = None

@@ -53,6 +53,7 @@ def prepare(model: keras.Model, dataset: tf.data.Dataset) -> None:
             not be put back after training.
     """
     preconditions.check_compiled(model)
+    preconditions.check_dataset(dataset)
     preconditions.check_batches(dataset, model.distribute_strategy, 1)
     with model.distribute_strategy.scope():
         keras_internals.build_everything(model, dataset.element_spec)
