@@ -4,6 +4,7 @@ Through the coordination service, by texts: collectives would fail, or wait for
 ever, where one worker does something else.
 """
 
+import contextlib
 import itertools
 import json
 import time
@@ -19,8 +20,9 @@ from tfamp.errors import InputError
 
 # Short, so that signals are heard meanwhile.
 _POLL_MILLISECONDS = 1000
-# Whoever ends first may take the store away from the others.
 _LAST_READER_SECONDS = 10.0
+# For the answer to the last reader.
+_END_SECONDS = 0.5
 
 _exchanges = itertools.count()
 
@@ -50,12 +52,14 @@ def check_alike(
     difference = describe(of_workers)
     if difference is None:
         return
-    store.set_config_key_value(f"{prefix}/{own}/read", "")
-    try:
-        for worker in range(count):
-            _waited_for(f"{prefix}/{worker}/read", _LAST_READER_SECONDS)
-    except tf.errors.OpError:
-        pass
+    # The first worker keeps what they read, and so has to end last.
+    with contextlib.suppress(tf.errors.OpError):
+        if own != 0:
+            store.set_config_key_value(f"{prefix}/{own}/read", "yes")
+        else:
+            for worker in range(1, count):
+                _waited_for(f"{prefix}/{worker}/read", _LAST_READER_SECONDS)
+            time.sleep(_END_SECONDS)
     raise InputError(
         f"The workers differ: {difference}; start the same program with the "
         "same flags and data on each."
