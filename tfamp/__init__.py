@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         InputError,
         LossScaleError,
         Preempted,
+        SaveError,
         WorkerLostError,
     )
     from tfamp.formats import FORMATS
@@ -42,6 +43,7 @@ _HOMES = {
     "LossScaleError": "errors",
     "LossScaleOptimizer": "scaling.optimizer",
     "Preempted": "errors",
+    "SaveError": "errors",
     "WorkerLostError": "errors",
     "detect_hardware": "hardware.devices",
     "evaluate": "training.fit",
@@ -68,6 +70,7 @@ __all__ = [
     "LossScaleError",
     "LossScaleOptimizer",
     "Preempted",
+    "SaveError",
     "WorkerLostError",
     "__version__",
     "callbacks",
