@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tfamp import callbacks, recipe
     from tfamp.analysis.lint.check import lint
     from tfamp.analysis.probe.measure import probe
+    from tfamp.distribute.sharded import sharded
     from tfamp.distribute.strategy import get_strategy
     from tfamp.errors import (
         InputError,
@@ -59,6 +60,7 @@ _HOMES = {
     "probe": "analysis.probe.measure",
     "recommend": "hardware.devices",
     "set_precision": "precision.policy",
+    "sharded": "distribute.sharded",
     "value_and_gradients": "scaling.optimizer",
     "wrap_optimizer": "scaling.optimizer",
 }
@@ -89,6 +91,7 @@ __all__ = [
     "recipe",
     "recommend",
     "set_precision",
+    "sharded",
     "value_and_gradients",
     "wrap_optimizer",
 ]
