@@ -582,6 +582,10 @@ def gradient_functions() -> list[tuple[Any, str]]:
     ]
 
 
+# The cell of `ConvLSTM1D` and its like, which has no public name.
+ConvLSTMCell = keras.src.layers.rnn.conv_lstm.ConvLSTMCell
+
+
 def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
     """Within it, float variables are read in that dtype, as in a layer."""
     return keras.src.backend.common.variables.AutocastScope(dtype)

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfamp.analysis.lint import (
+    equality,
     layers,
     losses,
     outputs,
@@ -20,7 +22,12 @@ from tfamp.analysis.lint import (
     scaling,
     softmax,
 )
-from tfamp.analysis.lint.findings import INFO, SEVERITIES, Finding, Rule
+from tfamp.analysis.lint.findings import (
+    SEVERITIES,
+    WARNING,
+    Finding,
+    Rule,
+)
 from tfamp.analysis.lint.view import View, look
 from tfamp.errors import InputError
 from tfamp.precision.layer_paths import walk
@@ -35,6 +42,7 @@ _GROUPS = (
     outputs,
     softmax,
     ranges,
+    equality,
     losses,
     scaling,
     replicas,
@@ -52,8 +60,9 @@ def lint(model: keras.Model, batch: Any = None) -> list[Finding]:
         model: a built model: functional, sequential or subclassed. What needs
             a compiled one (optimizer, loss, metrics) is skipped for others.
         batch: an element of the training data, `(x, y, sample_weight)` or
-            less of them. Its values are looked at for their range. Without
-            one, shapes and labels are guessed from the model's own.
+            less of them, or a dataset, of which the first is taken. Its values
+            are looked at for their range. Without one, shapes and labels are
+            guessed from the model's own.
 
     Returns:
         The findings, the gravest first; none for a clean model.
@@ -71,6 +80,8 @@ def lint(model: keras.Model, batch: Any = None) -> list[Finding]:
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before lint."
         )
+    if isinstance(batch, tf.data.Dataset):
+        batch = next(iter(batch), None)
     view = look(model, batch)
     findings = [each for group in _GROUPS for each in group.check(view)]
     findings += _not_traced(view)
@@ -93,7 +104,7 @@ def _not_traced(view: View) -> Iterator[Finding]:
     for problem in view.untraced:
         yield Finding(
             NOT_TRACED.name,
-            INFO,
+            WARNING,
             "",
             f"Not traced, {problem}",
             "tfamp.lint(model, batch=next(iter(dataset)))",

@@ -20,6 +20,7 @@ from tfamp.checkpoint.random_state import get_random_state, set_random_state
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import InputError
 from tfamp.precision.layer_paths import choose, walk
+from tfamp.precision.product_policy import product_dtype
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.step import build
 from tfamp.training import preconditions
@@ -136,11 +137,11 @@ def computing_in(
 
 
 def layers_in_16_bits(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers and models that compute in float16 or bfloat16."""
+    """The layers and models that compute, or multiply, in 16 bits."""
     return [
         layer
         for layer in keras_internals.all_layers(model)
-        if layer.compute_dtype in _DTYPES_16
+        if layer.compute_dtype in _DTYPES_16 or product_dtype(layer) is not None
     ]
 
 
