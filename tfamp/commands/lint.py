@@ -2,7 +2,7 @@
 
 With `--json`: `schema` ("tfamp.lint/1"), `recipe`, `model`, `precision` (what
 the layers compute in), `replicas`, `counts` (findings by severity), `findings`
-(each `rule`, `severity`, `layer`, `message`, `fix`).
+(each `rule`, `severity`, `layer`, `message`, `fix`, `line`).
 """
 
 import argparse
@@ -38,6 +38,7 @@ def add_to(commands: Any) -> None:
     recipe_argument.add_to(parser)
     parser.add_argument(
         "--run",
+        dest="runs_step",
         action="store_true",
         help="run one step beside itself in float32 too, see `tfamp compare`",
     )
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
         subject = open_subject(recipe, config)
     batch = next(iter(subject.train_batches), None)
     findings = lint(subject.model, batch)
-    if args.run:
+    if args.runs_step:
         from tfamp.analysis.shadow.compare import compare
 
         findings += compare(subject.model, batch).findings()
@@ -138,7 +139,10 @@ def _text(findings: "list[Finding]") -> list[Group | str]:
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for each in findings:
         key = (each.severity, each.rule, each.message, each.fix)
-        groups.setdefault(key, []).append(each.layer or "the model")
+        where = each.layer or "the model"
+        groups.setdefault(key, []).append(
+            f"{where}  {each.line}" if each.line else where
+        )
     blocks: list[Group | str] = []
     for (severity, rule, message, fix), layers in groups.items():
         rows = [("where", layer) for layer in layers[:1]]

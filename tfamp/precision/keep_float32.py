@@ -31,6 +31,7 @@ from tfamp.precision.product_policy import product_dtype
 
 _BY_POLICY = "float32 by its own dtype policy"
 _STATE = "state in float32 from step to step, products of gates in 16 bits"
+_MASKING = "values to mask looked for before they are rounded"
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 _SOFTMAXES = (
     keras.activations.log_softmax,
@@ -131,7 +132,7 @@ def keep_float32(
             f"Expected a keras.Model, got {type(model).__name__}; for one"
             " layer set layer.dtype_policy = 'float32'."
         )
-    if not model.built:
+    if not sensitive_layers.is_built(model):
         raise InputError(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before keep_float32."
@@ -319,8 +320,7 @@ def _keep_inside(layer, *, keeps_operations: bool) -> tuple[str | None, bool]:
         # It looks for the mask's value among numbers that Keras has rounded.
         if not keeps_operations:
             return None, False
-        what = "values to mask looked for before they are rounded"
-        return what, kept_layers.open_door(layer)
+        return _MASKING, kept_layers.open_door(layer)
     if isinstance(layer, _RECURRENT):
         if not keeps_operations:
             return None, False

@@ -68,6 +68,7 @@ def _run_inside(region, function, *args, **kwargs):
 
 def _loop(region: Region, function: Callable, bound, name: str):
     """A loop whose state of 16 bits is float32 from round to round."""
+    dtype = region.dtype or "float32"
     is_narrow = [_is_narrow(leaf) for leaf in flat(bound.arguments[name])]
     if any(is_narrow):
         region.note(function.__name__)
@@ -75,7 +76,7 @@ def _loop(region: Region, function: Callable, bound, name: str):
     def widened(state):
         """Leaves that began with 16 bits in float32, the others as meant."""
         leaves = [
-            meant(leaf, region.dtype) if narrow else meant_value(leaf)
+            meant(leaf, dtype) if narrow else meant_value(leaf)
             for leaf, narrow in zip(flat(state), is_narrow, strict=True)
         ]
         return keras.tree.pack_sequence_as(state, leaves)

@@ -95,6 +95,14 @@ def has_call(layer: keras.layers.Layer) -> bool:
     return own not in (keras.Model.call, keras.layers.Layer.call)
 
 
+def is_built(model: keras.Model) -> bool:
+    """Whether a model is built, or all parts of one that has no `call`."""
+    if model.built or has_call(model):
+        return model.built
+    inner = [place.layer for place in walk(model)]
+    return bool(inner) and all(each.built for each in inner)
+
+
 def keep(
     model: keras.Model,
     places: Sequence[Place],

@@ -23,6 +23,7 @@ from tfamp.training.loop import Loop
 _INPUT_PROBLEM = re.compile(
     rf"{INPUT_ERROR_MARK}.*|Received a label value of .*?\)"
     r"|Cast string to \w+ is not supported"
+    r"|indices\[[\d,]*\] = -?\d+ is not in \[.*?\)"
 )
 
 
@@ -59,8 +60,20 @@ class Evaluator:
         # By a `test_step` of the model's own; nothing else was evaluated.
         self._returned: set[str] = set()
 
-    def run(self) -> dict[str, float]:
-        """Evaluates once; the batches of the next time are the same."""
+    def run(self, callbacks: bool = True) -> dict[str, float]:
+        """Evaluates once; the batches of the next time are the same.
+
+        Args:
+            callbacks: whether to tell them.
+        """
+        if not callbacks:
+            others = self._callbacks, self._watched
+            self._callbacks = keras.callbacks.CallbackList()
+            self._watched = False
+            try:
+                return self.run()
+            finally:
+                self._callbacks, self._watched = others
         if self._loop is None:
             self._loop = self._make_loop()
         model, limit = self._model, self._limit
@@ -171,4 +184,9 @@ def graph_calls(model: keras.Model) -> Iterator[None]:
             if found := _INPUT_PROBLEM.search(line):
                 text = found.group().removeprefix(INPUT_ERROR_MARK)
                 raise InputError(text.strip()) from None
+        if "/Ragged" in str(error):
+            raise InputError(
+                "The model cannot compute with these ragged batches; pad "
+                "them: dataset.map(lambda x, y: (x.to_tensor(), y))."
+            ) from None
         raise

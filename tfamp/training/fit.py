@@ -32,12 +32,9 @@ from tfamp.training import (
     preconditions,
     safe,
 )
-from tfamp.training.callbacks import (
-    ProgressBar,
-    ScaleTimeline,
-    format_figures,
-)
+from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
+from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
 
 
@@ -98,7 +95,9 @@ def fit(
         validation_batch_size: None for `batch_size`.
         validation_freq: evaluates every so many epochs, or after these.
         microbatches: splits each replica's batch in so many; gradients add up
-            in float32 and are reduced once.
+            in float32 and are reduced once. What cannot be as in one piece:
+            batch normalization normalizes each piece by its own statistics;
+            its averages move once, by those of all rows.
         steps_per_loop: steps in one graph call, with no Python in between.
             "auto" adapts to the speed of a step; where a callback watches
             single batches it is 1. Callbacks see the end of each call.
@@ -156,6 +155,7 @@ def fit(
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    is_shown = bool(verbose)
     verbose = verbose if is_chief(strategy) else 0
     epochs = _capped(epochs)
     if validation_split and validation_data is None:
@@ -219,19 +219,28 @@ def fit(
         steps=batches.steps or batches.count,
         verbose=1 if verbose == "auto" else verbose,
     )
+    evaluator = _evaluator_of(
+        model,
+        validation_data,
+        callback_list,
+        batch_size=validation_batch_size or batch_size,
+        steps=validation_steps,
+        # On all workers alike, whoever's callbacks it is for.
+        watched=hooks.watch_batches(callbacks, "test"),
+    )
     run = Run(
         model,
         batches,
-        _step(model, is_custom, microbatches, jit, plan),
-        evaluator=_evaluator_of(
+        _step(
             model,
-            validation_data,
-            callback_list,
-            batch_size=validation_batch_size or batch_size,
-            steps=validation_steps,
-            # On all workers alike, whoever's callbacks it is for.
-            watched=hooks.watch_batches(callbacks, "test"),
+            optimizers,
+            is_custom,
+            microbatches,
+            jit,
+            plan,
+            hooks.stop_at_nan(callbacks),
         ),
+        evaluator=evaluator,
         validation_freq=validation_freq,
         watch=watch.OverflowWatch(
             optimizers,
@@ -240,7 +249,7 @@ def fit(
             if kept is None
             else Replay(
                 model,
-                _step(model, is_custom, 1, False, plan),
+                _step(model, optimizers, is_custom, 1, False, plan),
                 optimizers,
                 kept,
                 microbatches,
@@ -261,13 +270,20 @@ def fit(
         ),
         steps_per_loop=steps_per_loop,
         watched=hooks.watch_batches(callbacks, "train"),
-        stops_at_nan=not is_custom and hooks.stop_at_nan(callbacks),
         callbacks=callback_list,
     )
     model.stop_training = False
     try:
         with worker_errors():
-            return run.epochs(epochs, initial_epoch)
+            history = run.epochs(epochs, initial_epoch)
+            if is_shown and run.leaves_averages and evaluator is not None:
+                # On all workers alike, whichever of them shows it.
+                results = evaluator.run(callbacks=False)
+                for bar in progress:
+                    bar.show_final(
+                        {f"val_{name}": each for name, each in results.items()}
+                    )
+            return history
     finally:
         # Keras tells callbacks nothing when training raises.
         for bar in progress:
@@ -412,15 +428,19 @@ def _evaluator_of(
 
 def _step(
     model: keras.Model,
+    optimizers: dict[str, LossScaleOptimizer],
     is_custom: bool,
     microbatches: int,
     jit: bool,
     plan: Plan | None,
+    reports_nan: bool = False,
 ) -> build.Step:
     if is_custom:
-        return build.custom_train_step(model)
+        return build.custom_train_step(model, optimizers.values())
     strategy = model.distribute_strategy
-    return build.train_step(model, strategy, microbatches, jit, plan)
+    return build.train_step(
+        model, strategy, microbatches, jit, plan, reports_nan
+    )
 
 
 def _kept_step(

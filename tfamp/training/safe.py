@@ -42,9 +42,23 @@ def build_rest(model: keras.Model, element_spec, is_custom: bool) -> None:
         except Exception:
             # A loss or metrics of other things than model(x) and y.
             keras_internals.build_optimizer(model)
-    else:
+        return
+    try:
         with _said_in_one_line(model):
             keras_internals.build_everything(model, element_spec)
+    except Exception as error:
+        if _lacks_targets(model, element_spec):
+            raise InputError(
+                f"Model {model.name!r} was compiled with a loss, but the data "
+                "have no targets: pass y, or batches of (x, y)."
+            ) from error
+        raise
+
+
+def _lacks_targets(model: keras.Model, element_spec) -> bool:
+    """Whether a loss of `compile` finds nothing to compare outputs with."""
+    _, y, _ = keras.utils.unpack_x_y_sample_weight(element_spec)
+    return y is None and keras_internals.compile_arguments(model)["loss"]
 
 
 @contextlib.contextmanager
@@ -54,7 +68,7 @@ def _said_in_one_line(model: keras.Model) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(
             f"Model {model.name!r} cannot take these data: {one_line(error)}"
         ) from error

@@ -30,7 +30,7 @@ from tfamp.analysis.lint.findings import (
 )
 from tfamp.analysis.lint.view import View, look
 from tfamp.errors import InputError
-from tfamp.precision.layer_paths import walk
+from tfamp.precision.sensitive_layers import is_built
 
 NOT_TRACED = Rule(
     "not-traced",
@@ -75,7 +75,7 @@ def lint(model: keras.Model, batch: Any = None) -> list[Finding]:
             f"Expected a keras.Model, got {type(model).__name__}; put a layer"
             " into keras.Sequential([layer])."
         )
-    if not _is_built(model):
+    if not is_built(model):
         raise InputError(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before lint."
@@ -90,14 +90,6 @@ def lint(model: keras.Model, batch: Any = None) -> list[Finding]:
     return sorted(
         told.values(), key=lambda each: SEVERITIES.index(each.severity)
     )
-
-
-def _is_built(model: keras.Model) -> bool:
-    if model.built or type(model).call is not keras.Model.call:
-        return model.built
-    # One without a `call`, as a GAN, is what its parts are.
-    parts = [place.layer for place in walk(model)]
-    return bool(parts) and all(part.built for part in parts)
 
 
 def _not_traced(view: View) -> Iterator[Finding]:

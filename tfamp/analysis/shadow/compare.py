@@ -19,6 +19,7 @@ from tfamp.analysis.shadow.trace import StepGraph, trace_step
 from tfamp.analysis.shadow.walk import Seen, Walk, walk_step
 from tfamp.errors import InputError
 from tfamp.precision.layer_paths import walk
+from tfamp.precision.sensitive_layers import is_built
 
 # How far the loss scale is taken back where only it is at fault.
 _LOWEST_FACTOR = 2.0**-24
@@ -58,7 +59,7 @@ def compare(model: keras.Model, batch: Any) -> CompareReport:
             f"Model {model.name!r} is not compiled; call model.compile(...)"
             " before compare: a step has a loss and gradients."
         )
-    if not model.built:
+    if not is_built(model):
         raise InputError(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before compare."

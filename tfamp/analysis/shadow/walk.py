@@ -36,6 +36,7 @@ from tfamp.errors import InputError
 _ADDED_UP = 0.5
 # What they find of rounded numbers is another thing, not a rounded one.
 _EXACT = ("Cast", "Equal", "NotEqual")
+_FAILURES = (tf.errors.OpError, TypeError, ValueError, AttributeError)
 # They hand on what they get; who made it has the error.
 _MOVES = frozenset(
     {
@@ -104,13 +105,12 @@ def walk_step(
     explained: set[int] = set()
     for operation in operations:
         narrow, wide = values.of(operation)
-        if narrow is None:
+        if narrow is None or wide is None:
             # It takes what could not be run.
             continue
         is_16_bit = is_narrow(operation)
-        outputs = _run(runner, operation, narrow, False)
-        if outputs is None:
-            continue
+        outputs = _run(runner, operation, narrow)
+        others: list[Any]
         if operation.name in step.constants:
             others = [tf.constant(step.constants[operation.name])]
         elif _is_drawn(operation):
@@ -120,9 +120,7 @@ def walk_step(
         ):
             others = outputs
         else:
-            others = _run(runner, operation, wide, True)
-            if others is None:
-                others = [widened(each) for each in outputs]
+            others = _run_in_float32(runner, operation, wide, outputs)
         count += is_16_bit
         follows = any(id(tensor) in explained for tensor in operation.inputs)
         found = None
@@ -207,16 +205,22 @@ class _Values:
         )
 
 
-def _run(runner: Runner, operation, inputs, is_float32: bool) -> list | None:
+def _run(runner: Runner, operation, inputs) -> list:
     try:
-        return runner.run(operation, inputs, is_float32)
-    except (tf.errors.OpError, TypeError, ValueError, AttributeError) as error:
-        if is_float32:
-            return None
+        return runner.run(operation, inputs, False)
+    except _FAILURES as error:
         raise InputError(
             f"Operation {operation.name!r} ({operation.type}) cannot be run by"
             f" itself: {str(error).partition(chr(10))[0]}."
         ) from error
+
+
+def _run_in_float32(runner: Runner, operation, inputs, outputs) -> list:
+    """What it gives in float32; what it gave, where it has no such kernel."""
+    try:
+        return runner.run(operation, inputs, True)
+    except _FAILURES:
+        return [widened(each) for each in outputs]
 
 
 def _own(runner, operation, narrow, wide, outputs, others) -> Seen | None:
@@ -233,7 +237,7 @@ def _own(runner, operation, narrow, wide, outputs, others) -> Seen | None:
     if all(a is b for a, b in zip(given, narrow, strict=True)):
         made = outputs
     else:
-        made = _run(runner, operation, given, False)
+        made = _run(runner, operation, given)
     own = _difference(made, others)
     if own is None or not is_beyond_rounding(own, dtype):
         return None
