@@ -65,7 +65,10 @@ def keep(layer: keras.layers.Layer) -> tuple[str, bool]:
     if isinstance(layer, keras.layers.TimeDistributed):
         # It runs the `call` of the wrapped layer under its own policy.
         target = layer.layer
-    if isinstance(target, _END_WITH_ACTIVATION) and _is_bounded(target):
+    if isinstance(target, _END_WITH_ACTIVATION) and (
+        # A quantized layer has no other arithmetic than its own.
+        _is_bounded(target) or target.quantization_mode is not None
+    ):
         return BOUNDED, _return_float32(target)
     if isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
         kept_layers.keep_state(layer, casts_back=False)

@@ -109,11 +109,13 @@ def keep_float32(
             sublayers: each a layer, a layer's name, its path, or a shell
             pattern that paths are matched with (`"decoder/*"`).
         outputs: whether the outputs are to be float32. An output layer with
-            an activation gets it in float32; any other becomes float32 as a
-            whole.
-        operations: whether sensitive operations in the code of layers compute
-            in float32; False undoes it. A dict adds names of `keras.ops` to
-            the table, or takes some out: `{"add": [...], "remove": [...]}`.
+            a bounded activation, as softmax, gets it in float32; any other
+            becomes float32 as a whole, but for the product over a large
+            vocabulary.
+        operations: whether sensitive operations in the code of layers, and
+            states from step to step, compute in float32; False undoes it. A
+            dict adds names of `keras.ops` to the table, or takes some out:
+            `{"add": [...], "remove": [...]}`.
         batch: a batch of your data, `x` or `(x, y)`, for a model that cannot
             be called on inputs of unknown size.
 

@@ -6,7 +6,7 @@ from tfamp import keras_internals
 from tfamp.analysis.lint.findings import ERROR, WARNING, Finding, Rule
 from tfamp.analysis.lint.graph import Graph, Node
 from tfamp.analysis.lint.ops import ARITHMETIC, MOVES
-from tfamp.analysis.lint.trace import ForwardTrace
+from tfamp.analysis.lint.trace import LOSS, METRICS, ForwardTrace
 from tfamp.analysis.lint.view import View, is_16_bit
 from tfamp.formats import FORMATS
 
@@ -61,7 +61,8 @@ def in_float32(view: View, node: Node, code: str) -> str:
         code: what to write instead, where the model was kept already, or a
             training step computes it.
     """
-    if keras_internals.is_marked(view.model, "tfamp_keep_float32"):
+    is_kept = keras_internals.is_marked(view.model, "tfamp_keep_float32")
+    if is_kept or node.place in (LOSS, METRICS):
         return code
     is_in_step = view.step is not None and (
         view.step.graph.nodes.get(node.name) is node
