@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from tfamp.formats import FORMATS
     from tfamp.hardware.devices import detect_hardware, recommend
+    from tfamp.layers.float8 import float8
     from tfamp.layers.optimize import optimize
     from tfamp.precision.keep_float32 import keep_float32
     from tfamp.precision.policy import precision_scope, set_precision
@@ -47,6 +48,7 @@ _HOMES = {
     "detect_hardware": "hardware.devices",
     "evaluate": "training.fit",
     "fit": "training.fit",
+    "float8": "layers.float8",
     "get_strategy": "distribute.strategy",
     "keep_float32": "precision.keep_float32",
     "lint": "analysis.lint.check",
@@ -75,6 +77,7 @@ __all__ = [
     "detect_hardware",
     "evaluate",
     "fit",
+    "float8",
     "get_strategy",
     "keep_float32",
     "lint",

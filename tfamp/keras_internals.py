@@ -191,6 +191,33 @@ def overwrites_with_gradient(variable: keras.Variable) -> bool:
     return getattr(variable, "overwrite_with_gradient", False)
 
 
+def add_state(
+    layer: keras.layers.Layer, name: str, shape: tuple[int, ...]
+) -> keras.Variable:
+    """Adds float32 zeros to a built layer, whose "gradient" is the next value.
+
+    Replicas must agree on that before it is assigned.
+    """
+    was_locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        variable = layer.add_weight(
+            name=name,
+            shape=shape,
+            initializer="zeros",
+            dtype="float32",
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+    finally:
+        if was_locked:
+            layer._tracker.lock()
+    variable.overwrite_with_gradient = True
+    # As if the layer were being built, within what holds it.
+    variable._path = f"{layer.path}/{name}"
+    return variable
+
+
 def build_everything(model: keras.Model, element_spec) -> None:
     """Creates all variables of a model, its metrics, loss and optimizer.
 
@@ -477,6 +504,11 @@ def weighted_values(
 def initial_epoch(model: keras.Model) -> int:
     """The epoch to begin with: `BackupAndRestore` found the ones before."""
     return model._initial_epoch or 0
+
+
+def forget_initial_epoch(model: keras.Model) -> None:
+    """As if `BackupAndRestore` had found nothing."""
+    model._initial_epoch = None
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean:

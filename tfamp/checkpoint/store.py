@@ -11,9 +11,11 @@ import re
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfamp.checkpoint.callback_state import CallbackStates
 from tfamp.checkpoint.folder import Folder
 from tfamp.checkpoint.random_state import set_random_state
 from tfamp.checkpoint.replica_state import gather_number
@@ -67,6 +69,7 @@ class Checkpoints:
         with_frozen: False leaves out the weights of layers whose `trainable`
             is False. The model must have them from elsewhere when it is
             restored: their fingerprints are compared.
+        callbacks: whose state is saved too; None for none.
 
     Raises:
         InputError: for a directory that holds something else, or arguments
@@ -82,6 +85,7 @@ class Checkpoints:
         mode: str | None = None,
         keep: int = 3,
         with_frozen: bool = True,
+        callbacks: CallbackStates | None = None,
     ):
         if mode not in (("min", "max") if monitor else (None, "min")):
             raise InputError(
@@ -98,6 +102,8 @@ class Checkpoints:
         self._best = Folder(self._folder.path("best"), checkpoint, 1, is_chief)
         self._best_value: float | None = None
         self._random_state: dict[str, Any] | None = None
+        self._callbacks = callbacks
+        self._restored: str | None = None
 
     def restore(self) -> Position | None:
         """Restores the newest checkpoint that is whole.
@@ -121,6 +127,40 @@ class Checkpoints:
     def restore_best(self) -> Position | None:
         """As `restore`, of the best checkpoint."""
         return self._restore(self._best)
+
+    def begin(self) -> None:
+        """Takes note of the callbacks, and restores what was restored again.
+
+        Call it after `on_train_begin`.
+        """
+        if self._callbacks is not None:
+            self._callbacks.begin()
+        self.restore_again()
+
+    def restore_again(self) -> None:
+        """Puts back what was restored, and the callbacks' state with it.
+
+        Callbacks are told that training or an epoch begins, as they were in
+        the run that is resumed, and may set weights or a learning rate then:
+        what that run made of them counts. Does nothing where nothing was
+        restored.
+
+        Raises:
+            InputError: where the checkpoint is not there any more.
+        """
+        if self._restored is None:
+            return
+        try:
+            metadata = self._state.restore(self._restored)
+        except _UNREADABLE:
+            raise InputError(
+                f"Checkpoint {self._restored} was there and cannot be read any "
+                "more; start again once the directory is left alone."
+            ) from None
+        # Checkpoints from before this key have none.
+        if self._callbacks is not None and "callbacks" in metadata:
+            self._callbacks.restore(metadata["callbacks"], metadata["arrays"])
+        self.restore_random_state()
 
     def restore_random_state(self) -> None:
         """Sets the random numbers of Python, NumPy and Keras as restored.
@@ -161,10 +201,12 @@ class Checkpoints:
             InputError: where the logs lack the metric to monitor.
         """
         best = None if logs is None else self._monitored(logs)
+        notes = {"position": dataclasses.asdict(position), "best": best}
+        arrays: list[np.ndarray] = []
+        if self._callbacks is not None:
+            notes["callbacks"], arrays = self._callbacks.capture()
         # All workers take part in this, and then the chief writes.
-        self._state.capture(
-            {"position": dataclasses.asdict(position), "best": best}
-        )
+        self._state.capture(notes, arrays)
         if not self._folder.is_chief:
             return
         # First: a kill between the two repeats the epoch, and loses nothing.
@@ -186,6 +228,7 @@ class Checkpoints:
         if metadata is None:
             return None
         self._random_state = metadata["random_state"]
+        self._restored = folder.prefix(number)
         before, now = metadata["precision"], precision_of(self._model)
         logging.info(
             "Restored %s%s.",

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _last_precision: str | None = None
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+# Products of 8-bit numbers, where `tfamp.float8` put them into a model; all
+# else computes as the policy says that Keras knows.
+FLOAT8 = "float8"
+_BELOW_FLOAT8 = "mixed_bfloat16"
 AUTO = "auto"
 # What other libraries call them.
 _ALIASES = {
@@ -51,8 +55,8 @@ def resolve_precision(name: str = AUTO) -> str:
 
         return recommend().precision
     name = canonical(name)
-    if name not in PRECISIONS:
-        allowed = (AUTO, *PRECISIONS)
+    if name not in (*PRECISIONS, FLOAT8):
+        allowed = (AUTO, *PRECISIONS, FLOAT8)
         (close,) = difflib.get_close_matches(str(name), allowed, 1) or ("",)
         raise InputError(
             f"Unknown precision {name!r}; expected one of {', '.join(allowed)}."
@@ -72,10 +76,10 @@ def check_compared(names: Sequence[str]) -> None:
     """Raises `InputError` for precisions that cannot stand side by side."""
     for name in names:
         resolve_precision(name)
-        if name not in PRECISIONS:
+        if name == AUTO:
             raise InputError(
                 f"Precision {name!r} cannot be compared; expected some of "
-                f"{', '.join(PRECISIONS)}."
+                f"{', '.join((*PRECISIONS, FLOAT8))}."
             )
         if names.count(name) > 1:
             raise InputError(f"Precision {name!r} is named twice.")
@@ -89,7 +93,9 @@ def set_precision(name: str = AUTO) -> str:
     Precision Training", section 3.1). Layers that exist keep theirs.
 
     Args:
-        name: "float32", "mixed_bfloat16", "mixed_float16", or "auto".
+        name: "float32", "mixed_bfloat16", "mixed_float16", "float8", or
+            "auto". With "float8" layers compute in bfloat16, and `tfamp.fit`
+            calls `tfamp.float8(model)` where that was left out.
 
     Returns:
         The precision that was set; never "auto".
@@ -103,7 +109,9 @@ def set_precision(name: str = AUTO) -> str:
 
     global _last_precision
     precision = resolve_precision(name)
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(
+        _BELOW_FLOAT8 if precision == FLOAT8 else precision
+    )
     mark_session(precision)
     _last_precision = precision
     return precision

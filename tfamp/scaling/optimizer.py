@@ -18,6 +18,7 @@ from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.scaling import moved_state
+from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.fused_updates import fused_updates
 from tfamp.scaling.own_loss import LOSS_NAMES, Part, Reduction
 from tfamp.scaling.rule import (
@@ -27,6 +28,10 @@ from tfamp.scaling.rule import (
     count_step,
     move_scale,
 )
+
+# A true gradient of 2^39 still fits into float16 at the lowest of them.
+_INITIAL_WIRE_SCALE = 2.0**16
+_MIN_WIRE_SCALE = 2.0**-24
 
 # Optimizers that overwrite weights with their averages, and how often.
 _EmaFrequencies = list[tuple[keras.optimizers.Optimizer, int]]
@@ -181,7 +186,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def scale_loss(self, loss):
         """`loss` times the scale, in float32: 16 bits cannot hold 65536."""
-        if self._scale_is_one:
+        if self.scale_is_one:
             return loss
         return ops.cast(loss, "float32") * self._scale()
 
@@ -226,7 +231,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         finite, unscaled = gradients_lib.unscale(
             reduced,
             overwrites,
-            None if self._scale_is_one else self._scale(),
+            self.applied_scale,
             self._clip_norm,
         )
         keeps_state = not moved_state.is_kept_by_caller()
@@ -255,6 +260,20 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         ):
             _overwrite_with_averages(optimizer)
 
+    def scale_for_float16_wire(self) -> None:
+        """Turns dynamic scaling on, for gradients that cross in float16.
+
+        They may be of any size that float32 holds, so that the scale may go
+        below 1. The variables are those that a fixed scale has as well: also
+        an optimizer that is built can change. To be called before a step is
+        traced.
+        """
+        self.rule = self.rule._replace(min_scale=_MIN_WIRE_SCALE)
+        self.dynamic, self.initial_scale = True, _INITIAL_WIRE_SCALE
+        self.wrapped_for = "float16"
+        check_rule(self.initial_scale, self.rule, self.dynamic)
+        self.dynamic_scale.assign(self.initial_scale)
+
     def get_config(self) -> dict:
         config = super().get_config()
         rule = self.rule
@@ -273,9 +292,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
 
     @property
-    def _scale_is_one(self) -> bool:
-        """Known while tracing: then nothing is multiplied at all."""
+    def scale_is_one(self) -> bool:
+        """Whether it is fixed at 1: then nothing is multiplied at all."""
         return not self.dynamic and self.initial_scale == 1.0
+
+    @property
+    def applied_scale(self) -> tf.Tensor | None:
+        """What `scale_loss` multiplies by now; None for 1."""
+        return None if self.scale_is_one else self._scale()
 
     def _scale(self):
         # A fixed scale is the one it was made with, also after a checkpoint
@@ -359,8 +383,8 @@ def wrap_optimizer(
 
     Args:
         optimizer: a Keras optimizer, or its name.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16"; None asks
-            the global dtype policy.
+        precision: "float32", "mixed_bfloat16", "mixed_float16" or "float8";
+            None asks the global dtype policy.
         **options: arguments of `LossScaleOptimizer`. They win over what the
             precision suggests: dynamic scaling for mixed_float16, a fixed
             scale of 1 otherwise.
@@ -376,9 +400,11 @@ def wrap_optimizer(
             f"{optimizer.__name__} is a class; pass an optimizer: "
             f"wrap_optimizer({optimizer.__name__}(...))."
         )
+    # Numbers of 8 bits have scales of their own, on bfloat16.
+    precision = "mixed_bfloat16" if precision == "float8" else precision
     policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
     is_chosen = bool({"dynamic", "initial_scale"} & options.keys())
-    if policy.compute_dtype != "float16":
+    if policy.compute_dtype != "float16" and not options.get("dynamic"):
         options = {"dynamic": False, "initial_scale": 1.0} | options
     try:
         optimizer = keras.optimizers.get(optimizer)
@@ -450,7 +476,8 @@ def value_and_gradients(
         variable.value if isinstance(variable, keras.Variable) else variable
         for variable in variables
     ]
-    return part.logged(loss), tape.gradient(scaled_loss, sources)
+    with gradients_scaled_by(optimizer):
+        return part.logged(loss), tape.gradient(scaled_loss, sources)
 
 
 def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:

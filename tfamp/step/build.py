@@ -17,6 +17,7 @@ from tfamp.checkpoint.frozen import frozen_weights
 from tfamp.distribute import reduction
 from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.layers.cross_entropy import sparse_cross_entropy
+from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.gradients import Gradient
 from tfamp.scaling.moved_state import kept_by_caller
 from tfamp.scaling.optimizer import LossScaleOptimizer
@@ -108,7 +109,8 @@ def train_step(
             scaled_loss = optimizer.scale_loss(
                 tf.cast(trained, tf.float32) * part
             )
-        gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+        with gradients_scaled_by(optimizer):
+            gradients = tape.gradient(scaled_loss, [v.value for v in variables])
         masks = tf.nest.map_structure(keras_internals.mask_of, outputs)
         return logged, outputs, masks, gradients
 

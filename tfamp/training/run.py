@@ -22,6 +22,7 @@ from tfamp.overflow import watch as overflow
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.precision.policy import precision_of
 from tfamp.step import build
+from tfamp.training import hooks
 from tfamp.training.data import Batches
 from tfamp.training.evaluation import Evaluator, graph_calls, metrics_now
 from tfamp.training.loop import Loop
@@ -98,12 +99,19 @@ class Run:
         self._initial_epoch = initial_epoch
         begin = self._restore(epochs)
         self._steps_before = begin.notes.get("steps", 0)
-        self.callbacks.on_train_begin()
         is_resumed = begin.epoch > 0 or begin.step > 0
+        if is_resumed:
+            hooks.keep_files(self.callbacks)
+        self.callbacks.on_train_begin()
+        first = keras_internals.initial_epoch(model) or initial_epoch
+        if is_resumed:
+            # What `BackupAndRestore` found is older, or of another run.
+            keras_internals.forget_initial_epoch(model)
+            first = max(begin.epoch, initial_epoch)
+        if self._checkpoints is not None:
+            self._checkpoints.begin()
         self._watch.begin(begin.epoch, self._steps_before, is_resumed)
         logs: dict[str, float] = {}
-        first = keras_internals.initial_epoch(model) or initial_epoch
-        first = max(begin.epoch, first)
         with self._preemption_watched():
             for epoch in range(first, epochs):
                 if model.stop_training:
@@ -166,6 +174,9 @@ class Run:
         if not begin.step:
             self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
+        if begin.step and self._checkpoints is not None:
+            # It was told so before, and what came of it was restored.
+            self._checkpoints.restore_again()
         self._data.begin_epoch()
         if self._iterator is None:
             self._iterator = iter(self._batches)

@@ -12,8 +12,9 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
+from tfamp.layers.float8 import float8, has_float8
 from tfamp.precision import keep_float32 as precision
-from tfamp.precision.policy import precision_of
+from tfamp.precision.policy import FLOAT8, last_precision, precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.training.data import one_line
 
@@ -82,7 +83,7 @@ def make_safe(
         raise InputError(
             f"keep_float32={keep_float32!r}; expected 'auto' or False."
         )
-    done = []
+    done = _use_float8(model)
     is_float32 = precision_of(model) == "float32"
     if keep_float32 and not is_float32:
         done += _keep(model, keep_float32)
@@ -90,11 +91,16 @@ def make_safe(
     if wrapped and not is_float32:
         done.append(wrapped)
     if done:
-        line = f"tfamp.fit: {'; '.join(done)}."
-        if verbose:
-            print(line, flush=True)
-        else:
-            logging.info(line)
+        say(verbose, "; ".join(done))
+
+
+def say(verbose: int | str, done: str) -> None:
+    """Tells what fit did by itself: on the screen, or in the log."""
+    line = f"tfamp.fit: {done}."
+    if verbose:
+        print(line, flush=True)
+    else:
+        logging.info(line)
 
 
 def replace_scalers(model: keras.Model) -> None:
@@ -143,6 +149,22 @@ def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
         f"kept {', '.join(changed[:3])}{more} in float32 "
         "(keep_float32=False leaves them)"
     ]
+
+
+def _use_float8(model: keras.Model) -> list[str]:
+    """What `set_precision("float8")` asked of models built under it."""
+    is_wanted = last_precision() == FLOAT8 == keras_internals.session_mark()
+    if (
+        not is_wanted
+        or precision_of(model) != "mixed_bfloat16"
+        or has_float8(model)
+    ):
+        return []
+    try:
+        layers = float8(model)
+    except InputError as error:
+        return [f"no 8-bit products ({error})"]
+    return [f"8-bit products in {len(layers)} layers"]
 
 
 def _wrap_optimizer(model: keras.Model) -> str | None:

@@ -37,8 +37,14 @@ CLIPPED_SCALED_GRADIENTS = Rule(
     "A train_step clips gradients while they are scaled: the threshold is "
     "that many times too low.",
 )
+FLOAT16_WIRE = Rule(
+    "float16-wire",
+    "Gradients cross between replicas in float16 and the loss is not scaled: "
+    "those below 2^-24 are 0.",
+)
 RULES = (
     NO_LOSS_SCALING,
+    FLOAT16_WIRE,
     STOCK_LOSS_SCALING,
     DOUBLE_LOSS_SCALING,
     UNSCALED_TRAIN_STEP,
@@ -119,6 +125,8 @@ def _check_wrapping(view, optimizer) -> Iterator[Finding]:
             "gradients below 2^-24 are 0.",
             wrapped(view, optimizer),
         )
+    elif scalers and not factors and not any(map(_scales, scalers)):
+        yield from _check_wire(scalers[0])
     if len(scalers) + len(factors) > 1:
         yield Finding(
             DOUBLE_LOSS_SCALING.name,
@@ -137,6 +145,20 @@ def _check_wrapping(view, optimizer) -> Iterator[Finding]:
         )
     elif any(not isinstance(each, LossScaleOptimizer) for each in scalers):
         yield _stock_finding(view, optimizer)
+
+
+def _check_wire(scaler) -> Iterator[Finding]:
+    if getattr(scaler, "all_reduce_dtype", None) == "float16":
+        yield Finding(
+            FLOAT16_WIRE.name,
+            ERROR,
+            "",
+            "Gradients cross between replicas in float16, and the optimizer's "
+            "scale is fixed at 1: those below 2^-24 are lost.",
+            "optimizer = tfamp.LossScaleOptimizer(\n"
+            "    optimizer.inner_optimizer, min_scale=2.0**-24\n"
+            ")",
+        )
 
 
 def _stock_finding(view, optimizer) -> Finding:
