@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tfamp import callbacks, recipe
     from tfamp.analysis.lint.check import lint
     from tfamp.analysis.probe.measure import probe
+    from tfamp.analysis.shadow.compare import compare
     from tfamp.distribute.sharded import sharded
     from tfamp.distribute.strategy import get_strategy
     from tfamp.errors import (
@@ -46,6 +47,7 @@ _HOMES = {
     "Preempted": "errors",
     "SaveError": "errors",
     "WorkerLostError": "errors",
+    "compare": "analysis.shadow.compare",
     "detect_hardware": "hardware.devices",
     "evaluate": "training.fit",
     "fit": "training.fit",
@@ -76,6 +78,7 @@ __all__ = [
     "WorkerLostError",
     "__version__",
     "callbacks",
+    "compare",
     "detect_hardware",
     "evaluate",
     "fit",

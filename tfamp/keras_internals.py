@@ -622,6 +622,23 @@ def additional_losses_kept(
             each._loss_ids.update(ids)
 
 
+@contextlib.contextmanager
+def build_state_kept(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Gives back what layers say of having been built and called."""
+    names = ("built", "_called", "_build_shapes_dict")
+    before = [
+        {name: vars(each)[name] for name in names if name in vars(each)}
+        for each in layers
+    ]
+    try:
+        yield
+    finally:
+        for each, values in zip(layers, before, strict=True):
+            for name in names:
+                vars(each).pop(name, None)
+            vars(each).update(values)
+
+
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
     """What `compile` was called with, as objects, by argument."""
     return dict(model._compile_config.config)
@@ -745,6 +762,10 @@ def gradient_functions() -> list[tuple[Any, str]]:
         (tf, "gradients"),
         *((module, name) for name in CUSTOM_GRADIENT_CALLS),
     ]
+
+
+# The cell of `ConvLSTM1D` and its like, which has no public name.
+ConvLSTMCell = keras.src.layers.rnn.conv_lstm.ConvLSTMCell
 
 
 def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
