@@ -15,6 +15,7 @@ from tfamp.analysis.lint import (
     layers,
     losses,
     outputs,
+    own_losses,
     ranges,
     replicas,
     scaling,
@@ -38,6 +39,7 @@ _GROUPS = (
     losses,
     scaling,
     replicas,
+    own_losses,
     layers,
 )
 

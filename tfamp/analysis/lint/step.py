@@ -47,10 +47,14 @@ class StepTrace:
     Attributes:
         graph: the operations, backward pass included.
         uses: by the optimizers' ids.
+        divided: what Keras made ready to add up over replicas.
+        inputs: the batch.
     """
 
     graph: Graph
     uses: dict[int, OptimizerUse]
+    divided: tuple[Node, ...] = ()
+    inputs: tuple[Node, ...] = ()
 
 
 def trace_step(
@@ -73,10 +77,12 @@ def trace_step(
     scopes = scopes_of(places)
     with untouched(model, places), scratch_graph() as graph:
         data = keras.tree.map_structure(placeholder, batch)
+        divided: list[tf.Tensor] = []
         with (
             keras_internals.loss_and_metrics_unbuilt(model),
             marked(model, places, []),
             _noted(optimizers) as notes,
+            keras_internals.divisions_noted(divided),
         ):
             try:
                 model.train_step(data)
@@ -89,7 +95,12 @@ def trace_step(
             id(each): _use(each, note, graph, read)
             for each, note in zip(optimizers, notes, strict=True)
         }
-    return StepTrace(read, uses)
+        return StepTrace(
+            read,
+            uses,
+            tuple(map(read.node_of, tensors_of(divided, graph))),
+            tuple(map(read.node_of, tensors_of(data, graph))),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

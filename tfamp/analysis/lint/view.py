@@ -24,7 +24,7 @@ class View:
         places: all layers in it.
         batch: an element of the training data, or None.
         optimizers: of `compile`, and those that the model holds itself, as a
-            GAN does.
+            GAN does, or its layers.
         passes: the forward pass in training and in inference; none where it
             cannot be traced.
         step: the model's own `train_step`; None where it has none, or it
@@ -135,10 +135,13 @@ def compiled_with(model: keras.Model, *names: str) -> list:
 def _optimizers(model) -> Iterator[keras.optimizers.Optimizer]:
     found = [model.optimizer]
     if has_own_step(model):
-        for value in vars(model).values():
-            if isinstance(value, dict):
-                value = list(value.values())
-            found.extend(value if isinstance(value, (list, tuple)) else [value])
+        # Layers may train themselves with optimizers of their own.
+        for holder in [model, *keras_internals.all_layers(model)]:
+            for value in vars(holder).values():
+                if isinstance(value, dict):
+                    value = list(value.values())
+                is_list = isinstance(value, (list, tuple))
+                found.extend(value if is_list else [value])
     seen = set()
     for each in found:
         if isinstance(each, keras.optimizers.Optimizer):
