@@ -20,6 +20,7 @@ from tfamp.analysis.lint.scratch import (
     tensors_of,
     untouched,
 )
+from tfamp.analysis.lint.source import line_of
 from tfamp.precision.layer_paths import Place
 
 
@@ -81,30 +82,35 @@ def trace_step(
         with (
             keras_internals.loss_and_metrics_unbuilt(model),
             marked(model, places, []),
-            _noted(optimizers) as notes,
-            keras_internals.divisions_noted(divided),
+            noted(optimizers) as notes,
+            keras_internals.divisionsnoted(divided),
         ):
             try:
-                model.train_step(data)
+                logs = model.train_step(data)
             # The model's own code runs here, and may raise anything.
             except Exception as error:
                 raise NotTraced(first_line(error)) from error
         definition = graph.as_graph_def(add_shapes=True)
-        read = Graph(definition, scopes)
+        lines = {each.name: line_of(each) for each in graph.get_operations()}
+        read = Graph(definition, scopes, lines=lines)
         uses = {
             id(each): _use(each, note, graph, read)
             for each, note in zip(optimizers, notes, strict=True)
         }
-        return StepTrace(
-            read,
-            uses,
-            tuple(map(read.node_of, tensors_of(divided, graph))),
-            tuple(map(read.node_of, tensors_of(data, graph))),
-        )
+        divisions = tuple(map(read.node_of, tensors_of(divided, graph)))
+        inputs = tuple(map(read.node_of, tensors_of(data, graph)))
+        ends = tensors_of(logs, graph)
+        for note in notes:
+            ends += tensors_of((note.gradients, note.scaled_losses), graph)
+        if ends:
+            read.keep_alive(map(read.node_of, ends), ())
+    return StepTrace(read, uses, divisions, inputs)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Notes:
+class Notes:
+    """What an optimizer was given while a step was traced."""
+
     loss_dtypes: list[str]
     gradients: list[tf.Tensor]
     factors: list[tf.Tensor]
@@ -112,9 +118,9 @@ class _Notes:
 
 
 @contextlib.contextmanager
-def _noted(optimizers) -> Iterator[list[_Notes]]:
+def noted(optimizers) -> Iterator[list[Notes]]:
     """Within it, the optimizers note what they are given, and apply nothing."""
-    notes = [_Notes([], [], [], []) for _ in optimizers]
+    notes = [Notes([], [], [], []) for _ in optimizers]
     for optimizer, note in zip(optimizers, notes, strict=True):
         scale_loss = _noting_scale(optimizer.scale_loss, note)
         # Past Optimizer.__setattr__, which tracks what it is given.
@@ -128,7 +134,7 @@ def _noted(optimizers) -> Iterator[list[_Notes]]:
             object.__delattr__(optimizer, "apply")
 
 
-def _noting_scale(original: Callable, note: _Notes) -> Callable:
+def _noting_scale(original: Callable, note: Notes) -> Callable:
     def scale_loss(loss):
         note.loss_dtypes.append(keras.backend.standardize_dtype(loss.dtype))
         scaled = tf.convert_to_tensor(original(loss))
@@ -140,7 +146,7 @@ def _noting_scale(original: Callable, note: _Notes) -> Callable:
     return scale_loss
 
 
-def _noting_gradients(note: _Notes) -> Callable:
+def _noting_gradients(note: Notes) -> Callable:
     def apply(grads, trainable_variables=None):
         for each in grads:
             each = each.values if isinstance(each, tf.IndexedSlices) else each
@@ -150,7 +156,7 @@ def _noting_gradients(note: _Notes) -> Callable:
     return apply
 
 
-def _use(optimizer, note: _Notes, graph, read: Graph) -> OptimizerUse:
+def _use(optimizer, note: Notes, graph, read: Graph) -> OptimizerUse:
     scales = [*note.factors, *_reads_of_scale(optimizer, graph)]
     return OptimizerUse(
         tuple(note.loss_dtypes),
