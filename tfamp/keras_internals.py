@@ -467,6 +467,35 @@ def losses_of_replica_replaced(
 
 
 @contextlib.contextmanager
+def divisions_noted(noted: list[tf.Tensor]) -> Iterator[None]:
+    """Within it, `noted` gets what Keras makes ready to add up over replicas.
+
+    Sums of its losses, and means that it divides by their number.
+    """
+    module = keras.src.losses.loss
+    own_scale = own_function(vars(module)["scale_loss_for_distribution"])
+    own_reduce = own_function(vars(module)["reduce_weighted_values"])
+
+    def scale(value):
+        noted.append(tf.identity(own_scale(value)))
+        return noted[-1]
+
+    def reduce(values, *args, **kwargs):
+        reduced = own_reduce(values, *args, **kwargs)
+        if len(values.shape) == 0:
+            # Reduced by the user.
+            return reduced
+        noted.append(tf.identity(reduced))
+        return noted[-1]
+
+    with (
+        _of_threads(module, "scale_loss_for_distribution").replaced(scale),
+        _of_threads(module, "reduce_weighted_values").replaced(reduce),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def assignments_noted(
     note: Callable[[keras.Variable], None],
 ) -> Iterator[None]:
@@ -838,6 +867,14 @@ def has_global_seed() -> bool:
     from tensorflow.python.eager import context
 
     return context.global_seed() is not None
+
+
+def first_of_generator(adapter: Any) -> Any:
+    """The first batch, where a data adapter was made of a Python generator.
+
+    Keras has taken it to see what it is, and puts it before the others.
+    """
+    return adapter._first_batches[0]
 
 
 def is_array_adapter(adapter: Any) -> bool:

@@ -451,7 +451,8 @@ def value_and_gradients(
     is that of the global batch, whether the mean is taken by `keras.ops.mean`,
     a Keras loss object or `compute_loss`, which are not divided by the number
     of replicas in there. Keras's masked and weighted means, and its sums, are
-    those of the global batch too.
+    those of the global batch too. `fit` knows how many rows each replica has;
+    elsewhere, and in a `tf.function` of the step's own, all count alike.
 
     Args:
         loss_fn: computes the loss, a scalar, from nothing.

@@ -24,6 +24,7 @@ from tfamp.errors import InputError
 from tfamp.overflow import watch
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.overflow.replay import Replay
+from tfamp.precision.layer_paths import walk
 from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.step import build
 from tfamp.step.terms import Plan
@@ -217,7 +218,8 @@ def fit(
     plan = None
     if not is_custom:
         pieces = strategy.num_replicas_in_sync * microbatches
-        plan = plan_of(model, dataset, pieces, training=True)
+        spec = dataset.element_spec
+        plan = plan_of(model, spec, batches.first, pieces, training=True)
     optimizers = _loss_scale_optimizers(model)
     scaled = wire.prepare(
         optimizers.values(), all_reduce_dtype, strategy, is_custom
@@ -503,9 +505,18 @@ def _progress(
 def _loss_scale_optimizers(
     model: keras.Model,
 ) -> dict[str, LossScaleOptimizer]:
-    """By attribute: a model with its own `train_step` may hold several."""
-    return {
+    """By attribute: a model with its own `train_step` may hold several.
+
+    And so may layers that train themselves.
+    """
+    found = {
         name: value
         for name, value in vars(model).items()
         if isinstance(value, LossScaleOptimizer)
     }
+    for place in walk(model):
+        for name, value in vars(place.layer).items():
+            is_new = all(value is not each for each in found.values())
+            if isinstance(value, LossScaleOptimizer) and is_new:
+                found[f"{place.path}/{name}"] = value
+    return found

@@ -110,15 +110,16 @@ def replace_scalers(model: keras.Model) -> None:
     Their `scale_loss` and `apply` are called as before; optimizers without a
     scaler stay, since such a step may know of no scale.
     """
-    for name, value in list(vars(model).items()):
-        if isinstance(
-            value, keras.optimizers.LossScaleOptimizer
-        ) and not isinstance(value, LossScaleOptimizer):
-            safe = _in_place_of(value)
-            if value is model.optimizer:
-                keras_internals.replace_optimizer(model, safe)
-            else:
-                setattr(model, name, safe)
+    for holder in [model, *keras_internals.all_layers(model)]:
+        for name, value in list(vars(holder).items()):
+            if isinstance(
+                value, keras.optimizers.LossScaleOptimizer
+            ) and not isinstance(value, LossScaleOptimizer):
+                safe = _in_place_of(value)
+                if value is model.optimizer:
+                    keras_internals.replace_optimizer(model, safe)
+                else:
+                    setattr(holder, name, safe)
 
 
 def _in_place_of(
