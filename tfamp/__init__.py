@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tfamp import callbacks, recipe
     from tfamp.analysis.lint.check import lint
     from tfamp.analysis.probe.measure import probe
+    from tfamp.analysis.tune.measure import tune
     from tfamp.distribute.strategy import get_strategy
     from tfamp.errors import (
         InputError,
@@ -55,6 +56,7 @@ _HOMES = {
     "probe": "analysis.probe.measure",
     "recommend": "hardware.devices",
     "set_precision": "precision.policy",
+    "tune": "analysis.tune.measure",
     "value_and_gradients": "scaling.optimizer",
     "wrap_optimizer": "scaling.optimizer",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "recipe",
     "recommend",
     "set_precision",
+    "tune",
     "value_and_gradients",
     "wrap_optimizer",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tfamp.errors import InputError
+from tfamp.precision.maps import is_map, load_map
 
 if TYPE_CHECKING:
     import keras
@@ -41,11 +42,18 @@ def resolve_precision(name: str = AUTO) -> str:
     Args:
         name: one of `PRECISIONS`, "auto" (what `tfamp.recommend` says), or
             what other libraries call one: "fp16", "16-mixed", "bf16",
-            "bf16-mixed", "fp32", "32-true".
+            "bf16-mixed", "fp32", "32-true"; or the `tune.json` of
+            `tfamp.tune`.
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
     """
+    if is_map(name):
+        return _resolve(load_map(name)[0])
+    return _resolve(name)
+
+
+def _resolve(name: str) -> str:
     if name == AUTO:
         from tfamp.hardware.devices import recommend
 
@@ -72,7 +80,7 @@ def check_compared(names: Sequence[str]) -> None:
     """Raises `InputError` for precisions that cannot stand side by side."""
     for name in names:
         resolve_precision(name)
-        if name not in PRECISIONS:
+        if name not in PRECISIONS and not is_map(name):
             raise InputError(
                 f"Precision {name!r} cannot be compared; expected some of "
                 f"{', '.join(PRECISIONS)}."
@@ -89,10 +97,13 @@ def set_precision(name: str = AUTO) -> str:
     Precision Training", section 3.1). Layers that exist keep theirs.
 
     Args:
-        name: "float32", "mixed_bfloat16", "mixed_float16", or "auto".
+        name: "float32", "mixed_bfloat16", "mixed_float16", or "auto"; or the
+            path of a `tune.json`, by which each layer gets its own: in a model
+            with the names of the one that was tuned.
 
     Returns:
-        The precision that was set; never "auto".
+        The precision that was set; never "auto". Of a map, that of the layers
+        that are not in float32.
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
@@ -103,7 +114,9 @@ def set_precision(name: str = AUTO) -> str:
 
     global _last_precision
     precision = resolve_precision(name)
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(
+        load_map(name)[1] if is_map(name) else precision
+    )
     mark_session(precision)
     _last_precision = precision
     return precision
