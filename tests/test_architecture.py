@@ -39,6 +39,7 @@ ORDER = (
     "analysis.probe",
     "analysis.parity",
     "analysis.bench",
+    "analysis.tune",
     "analysis.report",
     "commands",
     "cli",

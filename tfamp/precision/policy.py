@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tfamp.errors import InputError
+from tfamp.precision.maps import is_map, load_map
 
 if TYPE_CHECKING:
     import keras
@@ -45,11 +46,18 @@ def resolve_precision(name: str = AUTO) -> str:
     Args:
         name: one of `PRECISIONS`, "auto" (what `tfamp.recommend` says), or
             what other libraries call one: "fp16", "16-mixed", "bf16",
-            "bf16-mixed", "fp32", "32-true".
+            "bf16-mixed", "fp32", "32-true"; or the `tune.json` of
+            `tfamp.tune`.
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
     """
+    if is_map(name):
+        return _resolve(load_map(name)[0])
+    return _resolve(name)
+
+
+def _resolve(name: str) -> str:
     if name == AUTO:
         from tfamp.hardware.devices import recommend
 
@@ -95,10 +103,13 @@ def set_precision(name: str = AUTO) -> str:
     Args:
         name: "float32", "mixed_bfloat16", "mixed_float16", "float8", or
             "auto". With "float8" layers compute in bfloat16, and `tfamp.fit`
-            calls `tfamp.float8(model)` where that was left out.
+            calls `tfamp.float8(model)` where that was left out. Or the path
+            of a `tune.json`, by which each layer gets its own: in a model
+            with the names of the one that was tuned.
 
     Returns:
-        The precision that was set; never "auto".
+        The precision that was set; never "auto". Of a map, that of the layers
+        that are not in float32.
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
@@ -110,7 +121,11 @@ def set_precision(name: str = AUTO) -> str:
     global _last_precision
     precision = resolve_precision(name)
     keras.config.set_dtype_policy(
-        _BELOW_FLOAT8 if precision == FLOAT8 else precision
+        load_map(name)[1]
+        if is_map(name)
+        else _BELOW_FLOAT8
+        if precision == FLOAT8
+        else precision
     )
     mark_session(precision)
     _last_precision = precision
