@@ -28,6 +28,7 @@ class Loop:
     Attributes:
         steps: steps done so far, by all calls.
         has_event: whether `kept` saw something in the last step.
+        graph: what was traced last, for who takes it from here.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Loop:
     ):
         self.steps = 0
         self.has_event = False
+        self.graph: tf.Graph | None = None
         # Where the rows of a batch are counted; the host looks at times only.
         device = devices_of(strategy)[0]
         with tf.device(device if computes_on_gpus(strategy) else "CPU:0"):
@@ -74,6 +76,7 @@ class Loop:
                 # Beyond any number of steps: it ends the loop.
                 return i + tf.where(has_event, 1 + _EVENT, 1)
 
+            self.graph = tf.compat.v1.get_default_graph()
             # One at a time: where the data end, the step before is whole.
             (end,) = tf.while_loop(
                 lambda i: i < steps, body, [0], parallel_iterations=1
