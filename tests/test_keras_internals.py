@@ -469,3 +469,41 @@ def test_layers_and_optimizer_are_built_by_specs():
     assert not keras_internals.is_marked(model, "seen")
     keras_internals.mark(model, "seen")
     assert keras_internals.is_marked(model, "seen")
+
+
+def test_schedules_are_computed_on_the_host_and_put_back():
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.1, 10, warmup_target=0.2, warmup_steps=2
+    )
+    optimizer = keras.optimizers.SGD(schedule)
+    optimizer.build([keras.Variable([1.0])])
+
+    @tf.function
+    def rate():
+        with keras_internals.schedules_on_host(optimizer):
+            return keras.ops.convert_to_tensor(optimizer.learning_rate)
+
+    graph = rate.get_concrete_function().graph
+    (branch,) = [op for op in graph.get_operations() if "If" in op.type]
+    assert branch.device.endswith("CPU:0")
+    assert "_get_current_learning_rate" not in vars(optimizer)
+
+
+def test_metrics_of_others_are_told_from_keras_s_own():
+    def own(y_true, y_pred):
+        return y_pred - y_true
+
+    class Own(keras.metrics.MeanSquaredError):
+        pass
+
+    for metrics, expected in (
+        ([], True),
+        (["mae", keras.metrics.AUC()], True),
+        ([own], False),
+        ([Own()], False),
+    ):
+        model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=metrics, run_eagerly=True)
+        ones = np.ones((2, 1), "float32")
+        model.train_on_batch(ones, ones)
+        assert keras_internals.metrics_are_kerass(model) == expected

@@ -34,6 +34,32 @@ def gradients_already_reduced(
 
 
 @contextlib.contextmanager
+def schedules_on_host(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Within it, learning rates of schedules are computed on the host.
+
+    The count of steps that they depend on is there already, and where they
+    branch, no one waits for a device to say which way.
+    """
+
+    def on_host(rate):
+        def computed():
+            with tf.device("CPU:0"):
+                return rate()
+
+        return computed
+
+    with contextlib.ExitStack() as stack:
+        for each in single_optimizers(optimizer):
+            schedule = keras.optimizers.schedules.LearningRateSchedule
+            if isinstance(each._learning_rate, schedule):
+                rate = on_host(each._get_current_learning_rate)
+                stack.enter_context(
+                    _methods_replaced(each, _get_current_learning_rate=rate)
+                )
+        yield
+
+
+@contextlib.contextmanager
 def gradients_already_clipped(
     optimizer: keras.optimizers.Optimizer,
 ) -> Iterator[None]:
@@ -120,6 +146,25 @@ def single_optimizers(
 ) -> list[keras.optimizers.Optimizer]:
     """Itself, or those that a `MultiOptimizer` holds."""
     return getattr(optimizer, "optimizers", [optimizer])
+
+
+def metrics_are_kerass(model: keras.Model) -> bool:
+    """Whether none of a compiled model's metrics runs anybody's own code.
+
+    Keras's count what is no number as they count anything; those of others may
+    assert that there is none.
+    """
+    metrics = [
+        inner
+        for metric in model.metrics
+        for inner in [metric, *getattr(metric, "metrics", ())]
+    ]
+    codes = [*map(type, metrics)]
+    codes += [each._fn for each in metrics if hasattr(each, "_fn")]
+    return all(
+        (getattr(code, "__module__", None) or "").split(".")[0] == "keras"
+        for code in codes
+    )
 
 
 def averaging_optimizers(

@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfamp import keras_internals
+from tfamp.distribute.strategy import computes_on_gpus
 from tfamp.errors import InputError
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.scaling import moved_state
@@ -367,6 +368,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             if self._clip_norm:
                 enter(keras_internals.gradients_already_clipped(inner))
             enter(fused_updates(inner))
+            if computes_on_gpus(tf.distribute.get_strategy()):
+                enter(keras_internals.schedules_on_host(inner))
             yield enter(keras_internals.average_overwrite_deferred(inner))
 
     def _record(self, finite) -> None:
