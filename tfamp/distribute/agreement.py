@@ -51,7 +51,8 @@ def check_alike(
     store = context.context()
     store.set_config_key_value(f"{prefix}/{own}", json.dumps(dict(facts)))
     of_workers = [
-        json.loads(_waited_for(f"{prefix}/{worker}")) for worker in range(count)
+        json.loads(_waited_for(f"{prefix}/{worker}", worker))
+        for worker in range(count)
     ]
     difference = describe(of_workers)
     if difference is None:
