@@ -287,7 +287,10 @@ class Run:
             self._pace.measure(done)
             self._clock.end_warm_up()
             logs["examples_per_second"] = self._clock.examples_per_second
-            self.callbacks.on_train_batch_end(self._clock.steps - 1, logs)
+            last = keras_internals.last_of_execution(
+                self._model, before, self._clock.steps
+            )
+            self.callbacks.on_train_batch_end(last, logs)
             if has_more:
                 self._agree_and_save(Position(epoch, self._clock.steps))
         return has_more

@@ -101,7 +101,13 @@ def parts_in(folder: pathlib.Path) -> list[Part]:
                 raise InputError(
                     f"{path} is malformed ({error}); run its command again."
                 ) from error
-            parts.append(dataclasses.replace(part, environment=rows))
+            parts.append(
+                dataclasses.replace(
+                    part,
+                    environment=rows,
+                    subject=str(record.get("recipe", "")),
+                )
+            )
     if run_logs.is_run(folder):
         parts.append(_run_part(folder))
     if not parts:
