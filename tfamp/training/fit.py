@@ -240,7 +240,7 @@ def fit(
             "watching batches": hooks.watch_batches(callbacks, "train"),
             "jit": jit,
             "all_reduce_dtype": all_reduce_dtype,
-            "checkpoint_dir": checkpoint_dir,
+            "checkpoint_dir": checkpoint_dir is not None,
             "on_overflow": on_overflow,
         }
         facts = alike.facts_at_begin(model, dataset, arguments)
