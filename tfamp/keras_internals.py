@@ -511,6 +511,21 @@ def forget_initial_epoch(model: keras.Model) -> None:
     model._initial_epoch = None
 
 
+def last_of_execution(model: keras.Model, begin: int, end: int) -> int:
+    """The batch that callbacks are told a graph call ended with.
+
+    Keras counts an execution (`compile(steps_per_execution=...)`) that the
+    end of the data cut short as whole.
+
+    Args:
+        model: compiled or not.
+        begin: the first batch of the call.
+        end: the one after its last.
+    """
+    whole = model.steps_per_execution
+    return (begin + whole if whole > 1 else end) - 1
+
+
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     """The mean that a compiled model reports as `loss`."""
     return model._loss_tracker

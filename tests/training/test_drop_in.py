@@ -173,6 +173,37 @@ def test_data_that_cannot_be_taken_get_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_callbacks_are_told_of_executions_as_by_keras():
+    told = []
+
+    class Tell(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            told.append(("train", batch))
+
+        def on_test_batch_begin(self, batch, logs=None):
+            told.append(("test", batch))
+
+        def on_predict_batch_end(self, batch, logs=None):
+            told.append(("predict", batch, len(logs["outputs"])))
+
+    def run(fit, evaluate, predict):
+        told.clear()
+        model = build_model(steps_per_execution=2)
+        options = {"batch_size": 8, "callbacks": [Tell()], "verbose": 0}
+        fit(model, X, Y, **options)
+        evaluate(model, X, Y, **options)
+        outputs = predict(model, X, **options)
+        return list(told), outputs
+
+    stock, expected = run(
+        keras.Model.fit, keras.Model.evaluate, keras.Model.predict
+    )
+    ours, outputs = run(tfamp.fit, tfamp.evaluate, tfamp.predict)
+    assert ours == stock
+    assert stock[-1] == ("predict", 3, 6)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
 def test_a_loss_without_targets_gets_one_line():
     with pytest.raises(tfamp.InputError, match="the data have no targets"):
         tfamp.fit(build_model(), X, verbose=0)

@@ -42,6 +42,7 @@ class RunState:
             a fingerprint of each.
 
     Attributes:
+        optimizers: of the model.
         checkpoint: what TensorFlow saves: the tensors and the text as it was
             at the last `capture`.
 
@@ -51,7 +52,7 @@ class RunState:
 
     def __init__(self, model: keras.Model, with_frozen: bool = True):
         self._model = model
-        self._optimizers = _optimizers(model)
+        self.optimizers = _optimizers(model)
         frozen = [] if with_frozen else frozen_weights(model)
         frozen = [weight for weight in frozen if not is_history(weight)]
         self._frozen = [
@@ -61,7 +62,7 @@ class RunState:
             )
         ]
         left_out = {id(weight) for weight in frozen}
-        every = _variables(model, self._optimizers)
+        every = _variables(model, self.optimizers)
         # Other precisions have none, and go on from this one all the same.
         self._histories = [each for each in every if is_history(each)]
         self._keras_variables = [
@@ -189,7 +190,7 @@ class RunState:
     def _scaling(self) -> list[LossScaleOptimizer]:
         return [
             optimizer
-            for optimizer in self._optimizers
+            for optimizer in self.optimizers
             if isinstance(optimizer, LossScaleOptimizer)
         ]
 

@@ -141,6 +141,15 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.skipped_steps = self._add_counter("skipped_steps", 0)
         self.consecutive_skips = self._add_counter("consecutive_skips", 0)
 
+    def __getattr__(self, name: str):
+        # Keras's callbacks set learning rates of the parts of an optimizer
+        # that has some: a MultiOptimizer.
+        if name == "optimizers" and "inner_optimizer" in vars(self):
+            return self.inner_optimizer.optimizers
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
+
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
         """Those of an inner `MultiOptimizer`; callbacks set their rates."""
@@ -179,7 +188,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "strategy.scope(), where the model is."
             )
         if not self.inner_optimizer.built:
-            self.inner_optimizer.build(var_list)
+            # Built in a step that is traced, as by Model.fit, it would set its
+            # variables in that step: those of ScheduleFreeAdamW too late.
+            with (
+                contextlib.nullcontext()
+                if tf.distribute.has_strategy()
+                else tf.init_scope()
+            ):
+                self.inner_optimizer.build(var_list)
         # Keras's own LossScaleOptimizer.build would add its two variables
         # again; the base class only records the variables.
         super(keras.optimizers.LossScaleOptimizer, self).build(var_list)

@@ -23,6 +23,7 @@ from tfamp.files.output import (
     json_numbers,
     make_folder,
     output_folder,
+    said_and_done_without,
     utc_now,
     write_atomically,
 )
@@ -83,14 +84,16 @@ class MetricsLog(keras.callbacks.Callback):
             **json_numbers(logs or {}),
         }
         self._rows.append(row)
-        append_json_line(self._lines_path, row)
+        with said_and_done_without(self._lines_path):
+            append_json_line(self._lines_path, row)
         # Whole, because a new key widens the rows that stand there already.
         columns = dict.fromkeys(key for row in self._rows for key in row)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        write_atomically(self._table_path, table.getvalue())
+        with said_and_done_without(self._table_path):
+            write_atomically(self._table_path, table.getvalue())
 
 
 class TensorBoardScalars(keras.callbacks.Callback):
@@ -124,7 +127,8 @@ class TensorBoardScalars(keras.callbacks.Callback):
                 sides[side][name.removeprefix("val_")] = value
         for side, values in sides.items():
             if values:
-                self._write(side, values, epoch)
+                with said_and_done_without(self._folder / side):
+                    self._write(side, values, epoch)
 
     def on_train_end(self, logs=None):
         for writer in self._writers.values():
@@ -147,10 +151,13 @@ class TensorBoardScalars(keras.callbacks.Callback):
             data_class="DATA_CLASS_SCALAR",
         )
         # Leaving the context flushes the file.
-        with self._writers[side].as_default(step=epoch):
-            for tag, value in values.items():
-                scalar = tf.constant(value, tf.float32)
-                tf.summary.write(tag, scalar, metadata=metadata)
+        try:
+            with self._writers[side].as_default(step=epoch):
+                for tag, value in values.items():
+                    scalar = tf.constant(value, tf.float32)
+                    tf.summary.write(tag, scalar, metadata=metadata)
+        except tf.errors.OpError as error:
+            raise OSError(error.message) from None
 
 
 # Of several workers only the chief calls these.

@@ -86,7 +86,9 @@ class Evaluator:
         has_more = True
         while has_more and not model.stop_evaluating:
             done = self._loop.steps - begin
-            wanted = 1 if self._watched else self._STEPS_PER_LOOP
+            wanted = self._STEPS_PER_LOOP
+            if self._watched:
+                wanted = model.steps_per_execution
             if limit is not None:
                 wanted = min(wanted, limit - done)
             if not wanted:
@@ -116,7 +118,10 @@ class Evaluator:
         with graph_calls(self._model):
             has_more = loop.run(iterator, wanted)
         if self._watched and loop.steps > before:
-            self._callbacks.on_test_batch_end(done, self._results())
+            last = keras_internals.last_of_execution(
+                self._model, done, done + loop.steps - before
+            )
+            self._callbacks.on_test_batch_end(last, self._results())
         return has_more
 
     def _results(self) -> dict[str, float]:

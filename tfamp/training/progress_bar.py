@@ -89,7 +89,8 @@ class ProgressBar(keras.callbacks.Callback):
             self._ticker = _Ticker(_PIPE_SECONDS, self._write_line)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._steps_done = batch + 1
+        # An execution that the data's end cut short counts as whole.
+        self._steps_done = min(batch + 1, self._steps or batch + 1)
         if logs:
             self._shown = format_figures(logs)
         if self._live is not None:

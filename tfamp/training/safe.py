@@ -5,6 +5,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 
 import keras
@@ -172,10 +173,22 @@ def _wrap_optimizer(model: keras.Model) -> str | None:
     optimizer = model.optimizer
     if optimizer is None or isinstance(optimizer, LossScaleOptimizer):
         return None
+    computes_in = precision_of(model)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         safe = _in_place_of(optimizer)
+    elif computes_in == model.dtype_policy.name == "mixed_float16":
+        # Keras would have wrapped it, had it not been told otherwise.
+        safe = wrap_optimizer(optimizer, "float32")
+        safe.wrapped_for = None
+        warnings.warn(
+            f"Model {model.name!r} trains in float16 without loss scaling, as "
+            "compile(auto_scale_loss=False) says: gradients below 2^-24 become "
+            "0. Leave that out, or compile with "
+            "tfamp.wrap_optimizer(optimizer).",
+            stacklevel=4,
+        )
     else:
-        safe = wrap_optimizer(optimizer, precision_of(model))
+        safe = wrap_optimizer(optimizer, computes_in)
     keras_internals.replace_optimizer(model, safe)
     if not safe.dynamic:
         return "wrapped the optimizer, to skip steps that are not finite"
