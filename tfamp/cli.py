@@ -26,7 +26,7 @@ from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
-_COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)
+COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings, argv = split_settings(argv)
-        args = _parser().parse_args([_shield_negative(a) for a in argv])
-        recipe_argument.attach_settings(args, settings)
+        args, others = _parser().parse_known_args(
+            [_shield_negative(a) for a in argv]
+        )
+        recipe_argument.attach_settings(args, settings, others)
         return args.run(args)
     except BrokenPipeError:
         # The reader, such as `head`, has gone. Python flushes stdout once
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in _COMMANDS:
+    for command in COMMANDS:
         command.add_to(commands)
     return parser
 

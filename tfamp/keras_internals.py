@@ -7,6 +7,7 @@ fails when a new Keras moves one of them, before a user's training does.
 import contextlib
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -268,7 +269,6 @@ def unreduced_loss(
         the mask or None; and whether the loss itself was a single number.
         None for what has a `__call__` of its own.
     """
-    module = keras.src.losses.loss
     if (
         not isinstance(loss, keras.losses.Loss)
         or type(loss).__call__ is not keras.losses.Loss.__call__
@@ -288,18 +288,11 @@ def unreduced_loss(
     mask = masks[0] & masks[1] if len(masks) == 2 else (masks or [None])[0]
     values = cast(values)
     is_scalar = values.shape.rank == 0
-    weights = None if sample_weight is None else cast(sample_weight)
-    # "sum" keeps the mask from being scaled by what counts here.
-    weights = module.apply_mask(
-        weights,
+    values, weights = weighted_values(
+        values,
+        None if sample_weight is None else cast(sample_weight),
         None if mask is None else cast(mask),
-        dtype=values.dtype,
-        reduction="sum",
     )
-    if weights is not None:
-        weights = keras.ops.cast(weights, values.dtype)
-        values, weights = module.squeeze_or_expand_to_same_rank(values, weights)
-        values = values * weights
     return values, weights, mask, is_scalar
 
 
@@ -363,9 +356,65 @@ class _Counted:
         self._count(value / replicas)
 
 
+class _OfThreads:
+    """A function that threads may each replace for themselves.
+
+    Of a module or a class. Other threads are given its own meanwhile, and
+    where no thread has another one any more it is as it was.
+    """
+
+    def __init__(self, owner: Any, name: str):
+        self._owner, self._name = owner, name
+        self._lock = threading.Lock()
+        self._uses = 0
+        self._thread = threading.local()
+        self._own = vars(owner)[name]
+
+        @functools.wraps(self._own)
+        def called(*args, **kwargs):
+            replacements = vars(self._thread).get("replacements")
+            function = replacements[-1] if replacements else self._own
+            return function(*args, **kwargs)
+
+        self._called = called
+        # For those who look for what stands behind a function.
+        called.tfamp_stands_for = self._own  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def replaced(self, function: Callable) -> Iterator[Callable]:
+        """Within it this thread calls `function`; yields the owner's own."""
+        replacements = vars(self._thread).setdefault("replacements", [])
+        with self._lock:
+            if self._uses == 0:
+                self._own = vars(self._owner)[self._name]
+                setattr(self._owner, self._name, self._called)
+            self._uses += 1
+        replacements.append(function)
+        try:
+            yield self._own
+        finally:
+            # Not always the last: generators may end in any order.
+            replacements.remove(function)
+            with self._lock:
+                self._uses -= 1
+                is_ours = vars(self._owner)[self._name] is self._called
+                if self._uses == 0 and is_ours:
+                    setattr(self._owner, self._name, self._own)
+
+
+@functools.cache
+def _of_threads(owner: Any, name: str) -> _OfThreads:
+    return _OfThreads(owner, name)
+
+
+def own_function(function: Callable) -> Callable:
+    """What a function is when no thread replaces it."""
+    return getattr(function, "tfamp_stands_for", function)
+
+
 @contextlib.contextmanager
 def sparse_cross_entropy_replaced(function: Callable) -> Iterator[None]:
-    """Within it, Keras's losses of integer labels compute by this function.
+    """Within it, this thread's losses of integer labels compute by this.
 
     Keras checks shapes and casts, then calls TensorFlow by its public name,
     which is therefore what is replaced.
@@ -375,12 +424,71 @@ def sparse_cross_entropy_replaced(function: Callable) -> Iterator[None]:
             `tf.nn.sparse_softmax_cross_entropy_with_logits`.
     """
     name = "sparse_softmax_cross_entropy_with_logits"
-    original = getattr(tf.nn, name)
-    setattr(tf.nn, name, function)
-    try:
+    with _of_threads(tf.nn, name).replaced(function):
         yield
-    finally:
-        setattr(tf.nn, name, original)
+
+
+@contextlib.contextmanager
+def losses_of_replica_replaced(
+    scale: Callable, unscale: Callable, reduce: Callable
+) -> Iterator[None]:
+    """Within it, this thread's losses are scaled and reduced by functions.
+
+    Args:
+        scale: takes a mean, in the place of dividing it by the number of
+            replicas.
+        unscale: undoes that.
+        reduce: takes Keras's own function, which reduces losses and scales
+            means, and its arguments: losses, weights, mask, reduction, dtype.
+    """
+    module = keras.src.losses.loss
+    own = vars(module)["reduce_weighted_values"]
+    with contextlib.ExitStack() as stack:
+        for name, function in (
+            ("scale_loss_for_distribution", scale),
+            ("unscale_loss_for_distribution", unscale),
+            (
+                "reduce_weighted_values",
+                functools.partial(reduce, own_function(own)),
+            ),
+        ):
+            stack.enter_context(_of_threads(module, name).replaced(function))
+        yield
+
+
+@contextlib.contextmanager
+def assignments_noted(
+    note: Callable[[keras.Variable], None],
+) -> Iterator[None]:
+    """Within it, `note` gets each variable that this thread assigns to.
+
+    Before it does, by whichever method of `keras.Variable`.
+    """
+    cls = keras.src.backend.common.variables.Variable
+    own = own_function(vars(cls)["assign"])
+
+    def assign(variable, value):
+        note(variable)
+        return own(variable, value)
+
+    with _of_threads(cls, "assign").replaced(assign):
+        yield
+
+
+def weighted_values(
+    values: tf.Tensor, sample_weight: Any, mask: Any
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Losses times their weights, masked ones 0; and those weights or None."""
+    module = keras.src.losses.loss
+    # "sum" keeps the mask from being scaled by what counts here.
+    weights = module.apply_mask(
+        sample_weight, mask, dtype=values.dtype, reduction="sum"
+    )
+    if weights is not None:
+        weights = keras.ops.cast(weights, values.dtype)
+        values, weights = module.squeeze_or_expand_to_same_rank(values, weights)
+        values = values * weights
+    return values, weights
 
 
 def initial_epoch(model: keras.Model) -> int:
@@ -667,6 +775,11 @@ def train_validation_split(arrays: Any, validation_split: float) -> Any:
             arrays, validation_split=validation_split
         )
     )
+
+
+def seed_dtype() -> str:
+    """The dtype of what `keras.random` draws from."""
+    return keras.src.backend.random_seed_dtype()
 
 
 def has_global_seed() -> bool:

@@ -241,6 +241,8 @@ def _functions(module, home: str, by_keras: bool) -> Iterator[tuple]:
             or (inspect.isgeneratorfunction(function))
         ):
             continue
+        # What another thread replaces for itself is not what it stands for.
+        function = keras_internals.own_function(function)
         plain = name.removeprefix("reduce_")
         plain = _SAME.get(plain, plain)
         if name in _CONTROL:

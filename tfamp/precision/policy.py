@@ -5,6 +5,7 @@ that a name can be handed to `dtype=` of a single layer as well.
 """
 
 import contextlib
+import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,15 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FLOAT8 = "float8"
 _BELOW_FLOAT8 = "mixed_bfloat16"
 AUTO = "auto"
+# What other libraries call them.
+_ALIASES = {
+    "fp32": "float32",
+    "32-true": "float32",
+    "bf16": "mixed_bfloat16",
+    "bf16-mixed": "mixed_bfloat16",
+    "fp16": "mixed_float16",
+    "16-mixed": "mixed_float16",
+}
 
 _PRECISION_OF_COMPUTE_DTYPE = {
     "bfloat16": "mixed_bfloat16",
@@ -33,7 +43,9 @@ def resolve_precision(name: str = AUTO) -> str:
     """Returns the precision a name stands for on this machine.
 
     Args:
-        name: one of `PRECISIONS`, or "auto": what `tfamp.recommend` says.
+        name: one of `PRECISIONS`, "auto" (what `tfamp.recommend` says), or
+            what other libraries call one: "fp16", "16-mixed", "bf16",
+            "bf16-mixed", "fp32", "32-true".
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
@@ -42,14 +54,22 @@ def resolve_precision(name: str = AUTO) -> str:
         from tfamp.hardware.devices import recommend
 
         return recommend().precision
+    name = canonical(name)
     if name not in (*PRECISIONS, FLOAT8):
-        allowed = ", ".join((AUTO, *PRECISIONS, FLOAT8))
+        allowed = (AUTO, *PRECISIONS, FLOAT8)
+        (close,) = difflib.get_close_matches(str(name), allowed, 1) or ("",)
         raise InputError(
-            f"Unknown precision {name!r}; expected one of {allowed}."
+            f"Unknown precision {name!r}; expected one of {', '.join(allowed)}."
+            + (f" Did you mean {close!r}?" if close else "")
         )
     if name == "mixed_float16":
         _require_no_tpu()
     return name
+
+
+def canonical(name: str) -> str:
+    """The name of a precision that another library calls otherwise."""
+    return _ALIASES.get(name, name)
 
 
 def check_compared(names: Sequence[str]) -> None:

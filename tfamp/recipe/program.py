@@ -17,11 +17,13 @@ It ends with
 """
 
 import dataclasses
+import difflib
 import importlib
 import importlib.util
 import logging
 import os
 import pathlib
+import pkgutil
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -212,6 +214,7 @@ def _import_module(name):
             raise InputError(
                 f"There is no recipe {name!r}; expected a module such as "
                 "recipes.image_classification, or a file such as my/recipe.py."
+                f"{_suggested_recipe(name)}"
             ) from None
         raise _missing_package(name, error) from None
 
@@ -239,6 +242,18 @@ def _import_file(name):
             raise _missing_package(name, error) from None
         raise
     return module
+
+
+def _suggested_recipe(name):
+    """What the shipped recipe with a name like this one is called."""
+    package = importlib.util.find_spec("recipes")
+    folders = (package and package.submodule_search_locations) or ()
+    known = [
+        f"recipes.{module.name}" for module in pkgutil.iter_modules(folders)
+    ]
+    given = name if name.startswith("recipes.") else f"recipes.{name}"
+    (close,) = difflib.get_close_matches(given, known, 1, 0.8) or ("",)
+    return f" Did you mean {close}?" if close else ""
 
 
 def _missing_package(name, error):

@@ -17,8 +17,10 @@ from keras import ops
 from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.scaling import gradients as gradients_lib
+from tfamp.scaling import moved_state
 from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.fused_updates import fused_updates
+from tfamp.scaling.own_loss import LOSS_NAMES, Part, Reduction
 from tfamp.scaling.rule import (
     ScaleRule,
     ScaleState,
@@ -49,6 +51,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     the replica context of any strategy. There it must be built in the
     strategy's scope before the first traced step; `tfamp.fit` and
     `keras.Model.fit` see to that.
+
+    What the step moved before it was skipped, batch statistics and the loss
+    that was counted, is put back too: in `tfamp.fit` all of it, also metrics;
+    elsewhere what the same graph assigned before `apply`, and in eager code
+    what the loss function of `value_and_gradients` assigned. Seeds go on.
+    `keras.Model.fit` updates its other metrics after `apply`, out of reach;
+    and in eager code without `value_and_gradients` batch statistics stay moved.
 
     Args:
         inner_optimizer: the `keras.optimizers.Optimizer` to wrap.
@@ -133,6 +142,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.consecutive_skips = self._add_counter("consecutive_skips", 0)
 
     @property
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """Those of an inner `MultiOptimizer`; callbacks set their rates."""
+        # Any other has no such attribute, and neither has this one then.
+        return self.inner_optimizer.optimizers
+
+    @property
     def all_reduce_dtype(self) -> str | None:
         return self._all_reduce_dtype
 
@@ -200,6 +215,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             if not self.built:
                 self.build(trainable_variables)
         variables = trainable_variables or self._trainable_variables
+        # As Keras's optimizers: arrays and numbers are gradients too.
+        grads = [
+            each
+            if each is None or isinstance(each, (tf.Tensor, tf.IndexedSlices))
+            else tf.convert_to_tensor(each)
+            for each in grads
+        ]
         overwrites = [
             keras_internals.overwrites_with_gradient(v) for v in variables
         ]
@@ -212,17 +234,24 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             self.applied_scale,
             self._clip_norm,
         )
+        keeps_state = not moved_state.is_kept_by_caller()
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             # XLA on GPUs, TPU: replicas run on their own; the flag is the
             # same on each, and no branch holds a collective.
-            self._apply_if(finite, unscaled, variables)
+            self._apply_if(keeps_state, finite, unscaled, variables)
         else:
             # The inner optimizer updates in cross-replica context, which a
             # tf.cond in replica context cannot enter: branch around it.
             tf.distribute.get_replica_context().merge_call(
-                self._apply_if_everywhere, args=(finite, unscaled, variables)
+                functools.partial(self._apply_if_everywhere, keeps_state),
+                args=(finite, unscaled, variables),
             )
-        self._record(finite)
+        if tf.executing_eagerly():
+            put_back = moved_state.forget_noted(self)
+            if not finite:
+                put_back()
+        with tf.name_scope(moved_state.SCOPE_OF_OPTIMIZER):
+            self._record(finite)
 
     def finalize_variable_values(self, var_list) -> None:
         """Writes the moving averages (`use_ema`) into the model's weights."""
@@ -284,20 +313,22 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """The global norm that is clipped to here, in the inner one's place."""
         return keras_internals.global_clip_norm(self.inner_optimizer)
 
-    def _apply_if(self, finite, gradients, variables) -> None:
+    def _apply_if(self, keeps_state, finite, gradients, variables) -> None:
         """Applies or skips, in replica context."""
+        moved = moved_state.moved_so_far() if keeps_state else []
 
         def apply():
             with self._inner_prepared() as frequencies:
                 self.inner_optimizer.apply(gradients, variables)
             _overwrite_with_averages_every(frequencies)
 
-        tf.cond(finite, apply, lambda: None)
+        tf.cond(finite, apply, lambda: moved_state.put_back(moved))
 
     def _apply_if_everywhere(
-        self, strategy, finite, gradients, variables
+        self, keeps_state, strategy, finite, gradients, variables
     ) -> None:
         """Applies or skips, in cross-replica context."""
+        moved = moved_state.moved_so_far() if keeps_state else []
 
         def apply():
             with self._inner_prepared() as frequencies:
@@ -308,7 +339,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
         # The gradients were reduced, so that every replica's flag is this one.
         one_finite = strategy.experimental_local_results(finite)[0]
-        tf.cond(one_finite, apply, lambda: None)
+        tf.cond(one_finite, apply, lambda: moved_state.put_back(moved))
 
     @contextlib.contextmanager
     def _inner_prepared(self) -> Iterator[_EmaFrequencies]:
@@ -380,6 +411,7 @@ def value_and_gradients(
     loss_fn: Callable[[], tf.Tensor],
     variables: Sequence[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
+    reduction: Reduction | None = None,
 ) -> tuple[tf.Tensor, list[gradients_lib.Gradient]]:
     """The loss, and the scaled gradients that `optimizer.apply` expects.
 
@@ -389,25 +421,55 @@ def value_and_gradients(
         loss, gradients = tfamp.value_and_gradients(loss_fn, weights, optimizer)
         optimizer.apply(gradients, weights)
 
+    `loss_fn` is written as for one device: a mean over the rows that it sees,
+    never divided by a number of replicas. On any number of replicas the update
+    is that of the global batch, whether the mean is taken by `keras.ops.mean`,
+    a Keras loss object or `compute_loss`, which are not divided by the number
+    of replicas in there. Keras's masked and weighted means, and its sums, are
+    those of the global batch too.
+
     Args:
         loss_fn: computes the loss, a scalar, from nothing.
         variables: what to differentiate by.
         optimizer: the optimizer whose scale applies.
+        reduction: what `loss_fn` takes of the rows: "mean", or "sum" where
+            losses add up over replicas, as a sum over rows does and
+            `tf.nn.compute_average_loss` with the global batch size. None is
+            "mean"; lint then says where it looks like a sum.
 
     Returns:
-        The loss in float32, not scaled, and one gradient per variable, scaled;
-        None where the loss does not depend on the variable.
+        The loss in float32, not scaled, whose mean over replicas is the loss
+        of the global batch; and one gradient per variable, scaled; None where
+        the loss does not depend on the variable.
+
+    Raises:
+        InputError: for a loss that is no scalar, or an unknown reduction.
     """
+    if reduction not in (None, "mean", "sum"):
+        raise InputError(
+            f"reduction={reduction!r}; expected 'mean' or 'sum': what loss_fn "
+            "takes of its rows."
+        )
+    part = Part(reduction or "mean")
     with tf.GradientTape() as tape:
+        with part.of_keras(), moved_state.noted_for(optimizer):
+            loss = tf.convert_to_tensor(loss_fn())
+        if loss.shape.rank:
+            raise InputError(
+                f"loss_fn returned the shape {loss.shape}; return one number: "
+                "keras.ops.mean(loss), or keras.ops.sum(loss) with "
+                "reduction='sum'."
+            )
         # 16 bits cannot hold a loss times 65536.
-        loss = tf.cast(loss_fn(), tf.float32)
-        scaled_loss = optimizer.scale_loss(loss)
+        loss = tf.identity(tf.cast(loss, tf.float32), LOSS_NAMES[reduction])
+        scaled_loss = optimizer.scale_loss(part.trained(loss))
     sources = [
         variable.value if isinstance(variable, keras.Variable) else variable
         for variable in variables
     ]
     with gradients_scaled_by(optimizer):
-        return loss, tape.gradient(scaled_loss, sources)
+        gradients = tape.gradient(scaled_loss, sources)
+    return part.logged(loss), gradients
 
 
 def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:

@@ -99,7 +99,9 @@ def fit(
         validation_batch_size: None for `batch_size`.
         validation_freq: evaluates every so many epochs, or after these.
         microbatches: splits each replica's batch in so many; gradients add up
-            in float32 and are reduced once.
+            in float32 and are reduced once. What cannot be as in one piece:
+            batch normalization normalizes each piece by its own statistics;
+            its averages move once, by those of all rows.
         steps_per_loop: steps in one graph call, with no Python in between.
             "auto" adapts to the speed of a step; where a callback watches
             single batches it is 1. Callbacks see the end of each call.
@@ -229,7 +231,15 @@ def fit(
     run = Run(
         model,
         batches,
-        _step(model, is_custom, microbatches, jit, plan),
+        _step(
+            model,
+            optimizers,
+            is_custom,
+            microbatches,
+            jit,
+            plan,
+            hooks.stop_at_nan(callbacks),
+        ),
         evaluator=_evaluator_of(
             model,
             validation_data,
@@ -247,7 +257,7 @@ def fit(
             if kept is None
             else Replay(
                 model,
-                _step(model, is_custom, 1, False, plan),
+                _step(model, optimizers, is_custom, 1, False, plan),
                 optimizers,
                 kept,
                 microbatches,
@@ -268,7 +278,6 @@ def fit(
         ),
         steps_per_loop=steps_per_loop,
         watched=hooks.watch_batches(callbacks, "train"),
-        stops_at_nan=not is_custom and hooks.stop_at_nan(callbacks),
         callbacks=callback_list,
     )
     model.stop_training = False
@@ -419,15 +428,19 @@ def _evaluator_of(
 
 def _step(
     model: keras.Model,
+    optimizers: dict[str, LossScaleOptimizer],
     is_custom: bool,
     microbatches: int,
     jit: bool,
     plan: Plan | None,
+    reports_nan: bool = False,
 ) -> build.Step:
     if is_custom:
-        return build.custom_train_step(model)
+        return build.custom_train_step(model, optimizers.values())
     strategy = model.distribute_strategy
-    return build.train_step(model, strategy, microbatches, jit, plan)
+    return build.train_step(
+        model, strategy, microbatches, jit, plan, reports_nan
+    )
 
 
 def _kept_step(

@@ -72,7 +72,7 @@ def stop_at_nan(callbacks: list[keras.callbacks.Callback]) -> bool:
 
 def _watches(callback: keras.callbacks.Callback, what: str) -> bool:
     # Of our own, these take reports whenever they come.
-    takes_reports = getattr(type(callback), "update_freq", None) == "epoch"
+    takes_reports = getattr(type(callback), "tfamp_takes_reports", False)
     if isinstance(callback, ProgressBar) or takes_reports:
         return False
     if isinstance(callback, keras.callbacks.CallbackList):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Collection, Iterator
@@ -46,7 +47,6 @@ class Run:
         checkpoints: Checkpoints | None,
         steps_per_loop: int | str,
         watched: bool,
-        stops_at_nan: bool,
         callbacks: keras.callbacks.CallbackList,
     ):
         strategy = model.distribute_strategy
@@ -69,8 +69,6 @@ class Run:
         self._sees_steps = kept is not None
         self._steps_before = 0
         self._watched = watched
-        self._stops_at_nan = stops_at_nan
-        self._counted = 0.0
         self._consensus = Consensus(strategy)
         self._pace = Pace(
             1 if watched and steps_per_loop == "auto" else steps_per_loop,
@@ -158,7 +156,6 @@ class Run:
         if not begin.step:
             self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
-        self._counted = 0.0
         self._data.begin_epoch()
         if self._iterator is None:
             self._iterator = iter(self._batches)
@@ -205,7 +202,8 @@ class Run:
         if done and (self._watched or self._pace.is_due()):
             # Reading the metrics waits for the device; hence not each time.
             logs = self._logs(epoch)
-            if self._stops_at_nan and not self._has_counted():
+            if math.isnan(self._loop.logs.get(build.NAN_LOG, 0.0)):
+                # The mean leaves it out.
                 logs["loss"] = float("nan")
             self._pace.measure(done)
             self._clock.end_warm_up()
@@ -214,13 +212,6 @@ class Run:
             if has_more:
                 self._agree_and_save(Position(epoch, self._clock.steps))
         return has_more
-
-    def _has_counted(self) -> bool:
-        """Whether the mean loss took the batch in: it leaves NaN out."""
-        before = self._counted
-        tracker = keras_internals.loss_tracker(self._model)
-        self._counted = float(tracker.count.numpy())
-        return self._counted != before
 
     def _look(self, epoch: int) -> None:
         """A step was skipped, or moved a scale; a replay may take a while."""
@@ -241,7 +232,9 @@ class Run:
             self._look(epoch)
         self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
         metrics = metrics_now(self._model, keras.Model.train_step)
-        return self._loop.logs | metrics | self._watch.logs()
+        logs = self._loop.logs | metrics | self._watch.logs()
+        logs.pop(build.NAN_LOG, None)
+        return logs
 
     def _agree_and_save(
         self, position: Position, logs: dict[str, float] | None = None

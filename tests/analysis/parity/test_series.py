@@ -116,6 +116,7 @@ def test_a_recipe_in_mixed_precision_passes():
     assert noise["trajectory"]["first_step"] == 1
 
 
+@pytest.mark.long
 def test_tiny_gradients_without_loss_scaling_do_not_pass(without_evaluations):
     record = prove("mixed_float16", behave="unscaled")
     assert record["equivalent"] == {"mixed_float16": False}
@@ -404,6 +405,7 @@ def processes_about(folder):
     return found
 
 
+@pytest.mark.long
 def test_killed_and_started_again_it_repeats_no_finished_run(
     killed, capfd, fits_schema
 ):

@@ -114,6 +114,7 @@ def unwrapped(
     yield optimizer
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         yield from unwrapped(optimizer.inner_optimizer)
+        return
     for each in getattr(optimizer, "optimizers", ()):
         yield from unwrapped(each)
 
