@@ -112,6 +112,17 @@ def test_variables_that_float8_overwrites_are_known():
     assert sorted(overwritten) == [False] * 2 + [True] * 6
 
 
+def test_state_is_added_to_a_layer_that_is_built():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="a")])
+    state = keras_internals.add_state(model.layers[0], "state", (3,))
+    assert state.path == f"{model.layers[0].path}/state"
+    assert keras_internals.overwrites_with_gradient(state)
+    assert any(each is state for each in model.trainable_variables)
+    np.testing.assert_array_equal(state.numpy(), np.zeros(3))
+    with pytest.raises(ValueError, match="cannot add new elements"):
+        model.layers[0].add_weight(name="other", shape=(1,))
+
+
 def compiled_model():
     model = keras.Sequential([layers.Dense(2)])
     model.compile("adam", loss="mse", metrics=["mae"])

@@ -34,11 +34,6 @@ _ALIASES = {
     "16-mixed": "mixed_float16",
 }
 
-_PRECISION_OF_COMPUTE_DTYPE = {
-    "bfloat16": "mixed_bfloat16",
-    "float16": "mixed_float16",
-}
-
 
 def resolve_precision(name: str = AUTO) -> str:
     """Returns the precision a name stands for on this machine.
@@ -182,14 +177,28 @@ def precision_of(model: "keras.Model") -> str:
 
     Returns:
         "mixed_float16" if any layer computes in float16, since its gradients
-        then need loss scaling, whatever the other layers do; else
-        "mixed_bfloat16" if any computes in bfloat16; else "float32".
+        then need loss scaling, whatever the other layers do; else "float8"
+        if any multiplies 8-bit numbers; else "mixed_bfloat16" if any computes
+        in bfloat16; else "float32".
     """
+    from tfamp.keras_internals import all_layers
+
     compute_dtypes = _compute_dtypes(model)
-    for dtype in ("float16", "bfloat16"):
-        if dtype in compute_dtypes:
-            return _PRECISION_OF_COMPUTE_DTYPE[dtype]
-    return "float32"
+    if "float16" in compute_dtypes:
+        return "mixed_float16"
+    if "bfloat16" not in compute_dtypes:
+        return "float32"
+    is_float8 = any(
+        hasattr(each, "float8_settings") for each in all_layers(model)
+    )
+    return FLOAT8 if is_float8 else "mixed_bfloat16"
+
+
+def compute_dtype_of(precision: str) -> str:
+    """What the layers of a precision compute in, between 8-bit products."""
+    if precision == FLOAT8:
+        precision = _BELOW_FLOAT8
+    return precision.removeprefix("mixed_")
 
 
 def _compute_dtypes(layer: "keras.layers.Layer") -> set[str | None]:

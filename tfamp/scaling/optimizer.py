@@ -497,7 +497,8 @@ def value_and_gradients(
         for variable in variables
     ]
     with gradients_scaled_by(optimizer):
-        return part.logged(loss), tape.gradient(scaled_loss, sources)
+        gradients = tape.gradient(scaled_loss, sources)
+    return part.logged(loss), gradients
 
 
 def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:

@@ -13,7 +13,7 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
-from tfamp.layers.float8 import float8, has_float8
+from tfamp.layers.float8 import float8
 from tfamp.precision import keep_float32 as precision
 from tfamp.precision.policy import FLOAT8, last_precision, precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
@@ -156,11 +156,7 @@ def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
 def _use_float8(model: keras.Model) -> list[str]:
     """What `set_precision("float8")` asked of models built under it."""
     is_wanted = last_precision() == FLOAT8 == keras_internals.session_mark()
-    if (
-        not is_wanted
-        or precision_of(model) != "mixed_bfloat16"
-        or has_float8(model)
-    ):
+    if not is_wanted or precision_of(model) != "mixed_bfloat16":
         return []
     try:
         layers = float8(model)
