@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from tfamp import callbacks, recipe
     from tfamp.analysis.lint.check import lint
     from tfamp.analysis.probe.measure import probe
+    from tfamp.analysis.shadow.compare import compare
+    from tfamp.distribute.sharded import sharded
     from tfamp.distribute.strategy import get_strategy
     from tfamp.errors import (
         InputError,
         LossScaleError,
         Preempted,
+        SaveError,
         WorkerLostError,
     )
     from tfamp.formats import FORMATS
@@ -42,7 +45,9 @@ _HOMES = {
     "LossScaleError": "errors",
     "LossScaleOptimizer": "scaling.optimizer",
     "Preempted": "errors",
+    "SaveError": "errors",
     "WorkerLostError": "errors",
+    "compare": "analysis.shadow.compare",
     "detect_hardware": "hardware.devices",
     "evaluate": "training.fit",
     "fit": "training.fit",
@@ -57,6 +62,7 @@ _HOMES = {
     "probe": "analysis.probe.measure",
     "recommend": "hardware.devices",
     "set_precision": "precision.policy",
+    "sharded": "distribute.sharded",
     "value_and_gradients": "scaling.optimizer",
     "wrap_optimizer": "scaling.optimizer",
 }
@@ -68,9 +74,11 @@ __all__ = [
     "LossScaleError",
     "LossScaleOptimizer",
     "Preempted",
+    "SaveError",
     "WorkerLostError",
     "__version__",
     "callbacks",
+    "compare",
     "detect_hardware",
     "evaluate",
     "fit",
@@ -86,6 +94,7 @@ __all__ = [
     "recipe",
     "recommend",
     "set_precision",
+    "sharded",
     "value_and_gradients",
     "wrap_optimizer",
 ]

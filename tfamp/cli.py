@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tfamp.commands import (
     bench,
+    compare,
     doctor,
     formats,
     lint,
@@ -26,7 +27,7 @@ from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
-COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)
+COMMANDS = (bench, compare, doctor, formats, lint, new, parity, probe, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

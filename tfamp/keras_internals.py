@@ -137,6 +137,16 @@ def averaging_optimizers(
     ]
 
 
+def leaves_averages(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether `finalize_variable_values` puts averages in the weights' place.
+
+    Args:
+        optimizer: one with a scaler around it, or without.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return bool(averaging_optimizers(inner))
+
+
 @contextlib.contextmanager
 def average_overwrite_deferred(
     optimizer: keras.optimizers.Optimizer,
@@ -496,6 +506,26 @@ def initial_epoch(model: keras.Model) -> int:
     return model._initial_epoch or 0
 
 
+def forget_initial_epoch(model: keras.Model) -> None:
+    """As if `BackupAndRestore` had found nothing."""
+    model._initial_epoch = None
+
+
+def last_of_execution(model: keras.Model, begin: int, end: int) -> int:
+    """The batch that callbacks are told a graph call ended with.
+
+    Keras counts an execution (`compile(steps_per_execution=...)`) that the
+    end of the data cut short as whole.
+
+    Args:
+        model: compiled or not.
+        begin: the first batch of the call.
+        end: the one after its last.
+    """
+    whole = model.steps_per_execution
+    return (begin + whole if whole > 1 else end) - 1
+
+
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     """The mean that a compiled model reports as `loss`."""
     return model._loss_tracker
@@ -590,6 +620,23 @@ def additional_losses_kept(
             each._losses[:] = losses
             each._loss_ids.clear()
             each._loss_ids.update(ids)
+
+
+@contextlib.contextmanager
+def build_state_kept(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Gives back what layers say of having been built and called."""
+    names = ("built", "_called", "_build_shapes_dict")
+    before = [
+        {name: vars(each)[name] for name in names if name in vars(each)}
+        for each in layers
+    ]
+    try:
+        yield
+    finally:
+        for each, values in zip(layers, before, strict=True):
+            for name in names:
+                vars(each).pop(name, None)
+            vars(each).update(values)
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
@@ -715,6 +762,10 @@ def gradient_functions() -> list[tuple[Any, str]]:
         (tf, "gradients"),
         *((module, name) for name in CUSTOM_GRADIENT_CALLS),
     ]
+
+
+# The cell of `ConvLSTM1D` and its like, which has no public name.
+ConvLSTMCell = keras.src.layers.rnn.conv_lstm.ConvLSTMCell
 
 
 def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:

@@ -4,11 +4,14 @@ import importlib
 import re
 import shlex
 
+import numpy as np
 import pytest
+from sklearn import datasets
 
 import tfamp
 from tests.conftest import ROOT, mostly_long
 from tfamp import cli
+from tfamp.recipe import configure, load_recipe
 
 PAGES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")
@@ -60,6 +63,31 @@ def test_consoles_show_what_the_commands_print(page, block, capsys):
     assert cli.main(arguments) == (arguments[0] == "lint")
 
     assert capsys.readouterr().out == expected
+
+
+def test_the_functions_of_the_walk_through_make_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", "my_model"]) == 0
+    path = tmp_path / "my_model.py"
+    text = path.read_text()
+    for function in blocks("docs/tutorials/your_recipe.md", "py"):
+        name = re.match(r"def (\w+)", function)[1]
+        text, count = re.subn(
+            rf"^def {name}\(.*?(?=^def )",
+            lambda _, function=function: f"{function}\n\n",
+            text,
+            flags=re.MULTILINE | re.DOTALL,
+        )
+        assert count == 1
+    path.write_text(text)
+    digits = datasets.load_digits()
+    images = digits.images[..., None] / 16
+    np.savez("my_data.npz", images=images, labels=digits.target)
+    recipe = load_recipe("my_model.py")
+    settings = {"strategy": "one_device", "precision": "mixed_bfloat16"}
+    metrics = recipe.train(configure(recipe.Config, settings))
+    assert metrics["accuracy"] > 0.5
+    assert cli.main(["lint", "my_model.py"]) == 0
 
 
 def test_the_reference_has_every_public_name():

@@ -317,7 +317,7 @@ def test_a_skipped_step_leaves_weights_and_averages_alone(
     assert not np.array_equal(averages[-1], averages_of(model)[-1])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_training_beats_guesses_and_shows_samples(
     config, digits_dir, tmp_path, monkeypatch
 ):
@@ -431,7 +431,7 @@ def test_a_share_of_the_images_is_shown_without_its_class(config, share):
     assert max(np.max(x["label"]) for x, _ in evaluation) == 9
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_lint_finds_nothing(config):
     tfamp.set_precision("mixed_float16")
     default = recipe.Config(data_dir=config.data_dir)
@@ -439,7 +439,7 @@ def test_lint_finds_nothing(config):
     assert tfamp.lint(recipe.build_model(default), next(iter(train))) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_saved_denoiser_is_loaded_and_predicts_the_same(
     config, batch, tmp_path
 ):

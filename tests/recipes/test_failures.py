@@ -8,7 +8,7 @@ import pytest
 import tfamp
 from recipes import failures
 from recipes.failures import contrast, curves
-from tests.conftest import mostly_long
+from tests.conftest import mostly_slow
 from tfamp.analysis.lint.check import lint
 from tfamp.analysis.probe.measure import probe
 from tfamp.recipe.subject import open_subject
@@ -27,7 +27,7 @@ def last_loss(config):
 
 @pytest.mark.parametrize(
     ("failure", "epochs", "mistake_above", "mended_below"),
-    mostly_long(
+    mostly_slow(
         [
             ("no_loss_scaling", 4, 0.4, 0.2),
             ("sixteen_bit_weights", 4, 2.4, 1.2),
@@ -88,7 +88,7 @@ def test_probe_names_the_attention_that_overflows(config):
     assert "logits" in report.float32_layers
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_program_tells_of_lint_probe_curves_and_the_end(
     config, tmp_path, capsys, monkeypatch
 ):

@@ -106,7 +106,7 @@ def test_steps_leave_out_lines_that_are_too_short(
     assert min(needed) <= 4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_training_beats_every_constant_text_and_shows_what_was_read(
     config, tmp_path, capsys, monkeypatch
 ):
@@ -226,7 +226,7 @@ def test_the_baseline_is_the_best_of_all_constant_texts():
     assert recipe._constant_error_rate(np.array([[1, 1], [1, 2]])) == 1 / 4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_lint_finds_nothing(config):
     tfamp.set_precision("mixed_float16")
     # Of blocks that are alike one will do.
@@ -237,7 +237,7 @@ def test_lint_finds_nothing(config):
     assert tfamp.lint(recipe.build_model(default), next(iter(train))) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_training_lines_follow_seed_and_epoch_and_those_evaluated_neither(
     config,
 ):

@@ -69,7 +69,7 @@ def sums_in_float32(
             function.ret,
         )
     if changed:
-        _rename_functions(graph_def, f"_float32_sums_{next(_rewrites)}")
+        rename_functions(graph_def, f"_float32_sums_{next(_rewrites)}")
     return changed
 
 
@@ -100,7 +100,7 @@ def _widen(
 
     for node in nodes:
         narrow = node.attr["T"].type if "T" in node.attr else None
-        name = _kernel_of(node) if narrow in NARROW else None
+        name = kernel_of(node) if narrow in NARROW else None
         here = () if name is None else {_inside(place, node) for place in where}
         if name is None or not _adds_narrowly(
             name, narrow, here, adds_in_16_bits
@@ -166,7 +166,7 @@ def _adds_narrowly(name, narrow, places, adds_in_16_bits) -> bool:
     )
 
 
-def _kernel_of(node) -> str | None:
+def kernel_of(node) -> str | None:
     """The name in `KERNELS`, of a node that may be one to change."""
     name = node.op
     if name == "Einsum" and _sums_alone(node.attr["equation"].s.decode()):
@@ -237,7 +237,7 @@ def _function_values(attributes) -> Iterator:
         yield from value.list.func
 
 
-def _rename_functions(graph_def, suffix: str) -> None:
+def rename_functions(graph_def, suffix: str) -> None:
     names = {f.signature.name for f in graph_def.library.function}
 
     def rename(nodes) -> None:

@@ -153,7 +153,8 @@ def precision_of(model: "keras.Model") -> str:
 
     Each layer is asked for its own compute dtype, so that per-layer policies
     and a `DTypePolicyMap` count. A model's policy does not: its layers may
-    have been built under another one.
+    have been built under another one. A layer whose products alone have 16
+    bits counts as one of 16 bits.
 
     Args:
         model: any Keras model. Layers that only building creates are unknown
@@ -185,10 +186,11 @@ def compute_dtype_of(precision: str) -> str:
     return precision.removeprefix("mixed_")
 
 
-def _compute_dtypes(layer: "keras.layers.Layer") -> set[str]:
+def _compute_dtypes(layer: "keras.layers.Layer") -> set[str | None]:
     import keras
 
     from tfamp.keras_internals import sublayers
+    from tfamp.precision.product_policy import product_dtype
 
     children = sublayers(layer)
     dtypes = set().union(*map(_compute_dtypes, children))
@@ -196,6 +198,7 @@ def _compute_dtypes(layer: "keras.layers.Layer") -> set[str]:
     # An input layer computes nothing, and has the global policy.
     if not (is_container or isinstance(layer, keras.layers.InputLayer)):
         dtypes.add(layer.compute_dtype)
+        dtypes.add(product_dtype(layer))
     return dtypes
 
 

@@ -35,6 +35,7 @@ from tfamp.errors import (
     JobError,
     LossScaleError,
     Preempted,
+    SaveError,
     WorkerLostError,
 )
 from tfamp.recipe.flags import parse_flags
@@ -124,7 +125,7 @@ def describe_exit(error: BaseException) -> tuple[str, int] | None:
         return "interrupted", _EXIT_INTERRUPTED
     if isinstance(error, (JobError, LossScaleError)):
         return _one_line(text), _EXIT_FAILED
-    if isinstance(error, (Preempted, WorkerLostError)):
+    if isinstance(error, (Preempted, SaveError, WorkerLostError)):
         return _one_line(text), Preempted.STATUS
     if isinstance(error, InputError):
         return _one_line(text), _EXIT_BAD_INPUT

@@ -141,6 +141,15 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.skipped_steps = self._add_counter("skipped_steps", 0)
         self.consecutive_skips = self._add_counter("consecutive_skips", 0)
 
+    def __getattr__(self, name: str):
+        # Keras's callbacks set learning rates of the parts of an optimizer
+        # that has some: a MultiOptimizer.
+        if name == "optimizers" and "inner_optimizer" in vars(self):
+            return self.inner_optimizer.optimizers
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
+
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
         """Those of an inner `MultiOptimizer`; callbacks set their rates."""
@@ -179,7 +188,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "strategy.scope(), where the model is."
             )
         if not self.inner_optimizer.built:
-            self.inner_optimizer.build(var_list)
+            # Built in a step that is traced, as by Model.fit, it would set its
+            # variables in that step: those of ScheduleFreeAdamW too late.
+            with (
+                contextlib.nullcontext()
+                if tf.distribute.has_strategy()
+                else tf.init_scope()
+            ):
+                self.inner_optimizer.build(var_list)
         # Keras's own LossScaleOptimizer.build would add its two variables
         # again; the base class only records the variables.
         super(keras.optimizers.LossScaleOptimizer, self).build(var_list)
@@ -393,15 +409,24 @@ def wrap_optimizer(
         A `LossScaleOptimizer`.
 
     Raises:
-        InputError: for an optimizer that scales the loss already.
+        InputError: for what is no optimizer, or scales the loss already.
     """
+    if isinstance(optimizer, type):
+        raise InputError(
+            f"{optimizer.__name__} is a class; pass an optimizer: "
+            f"wrap_optimizer({optimizer.__name__}(...))."
+        )
     # Numbers of 8 bits have scales of their own, on bfloat16.
     precision = "mixed_bfloat16" if precision == "float8" else precision
     policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
     is_chosen = bool({"dynamic", "initial_scale"} & options.keys())
     if policy.compute_dtype != "float16" and not options.get("dynamic"):
         options = {"dynamic": False, "initial_scale": 1.0} | options
-    wrapped = LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
+    try:
+        optimizer = keras.optimizers.get(optimizer)
+    except ValueError as error:
+        raise InputError(str(error).splitlines()[0]) from None
+    wrapped = LossScaleOptimizer(optimizer, **options)
     if not is_chosen:
         wrapped.wrapped_for = policy.compute_dtype
     return wrapped

@@ -13,8 +13,12 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.checkpoint.callback_state import CallbackStates
+from tfamp.checkpoint.place import full_disks_told
+from tfamp.checkpoint.preemption import ending_on_sigterm
 from tfamp.checkpoint.store import Checkpoints
-from tfamp.distribute.consensus import is_chief
+from tfamp.distribute.agreement import check_alike
+from tfamp.distribute.consensus import is_chief, number_of_workers
 from tfamp.distribute.workers import worker_errors
 from tfamp.errors import InputError
 from tfamp.overflow import watch
@@ -25,6 +29,7 @@ from tfamp.step import build
 from tfamp.step.terms import Plan
 from tfamp.step.trial import plan_of
 from tfamp.training import (
+    alike,
     data,
     hooks,
     misplaced,
@@ -33,15 +38,13 @@ from tfamp.training import (
     safe,
     wire,
 )
-from tfamp.training.callbacks import (
-    ProgressBar,
-    ScaleTimeline,
-    format_figures,
-)
+from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
+from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
 
 
+@ending_on_sigterm(if_given="checkpoint_dir")
 def fit(
     model: keras.Model,
     x: Any,
@@ -65,7 +68,7 @@ def fit(
     steps_per_loop: int | str = "auto",
     jit: bool | str = "auto",
     all_reduce_dtype: str | None = None,
-    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_dir: str | bytes | os.PathLike | None = None,
     checkpoint_frozen: bool = True,
     keep_float32: bool | str = "auto",
     on_overflow: str = "log",
@@ -139,6 +142,8 @@ def fit(
 
     Raises:
         InputError: for arguments, a model or data that cannot be used.
+        SaveError: a disk is full, or `checkpoint_dir` has gone: what was saved
+            before is whole.
         LossScaleError: where the scale is at its floor and 20 steps in a row
             overflowed, or at the first for "stop"; the message names what was
             at fault, and the first non-finite layer.
@@ -162,6 +167,7 @@ def fit(
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    is_shown = bool(verbose)
     verbose = verbose if is_chief(strategy) else 0
     epochs = _capped(epochs)
     if validation_split and validation_data is None:
@@ -219,6 +225,25 @@ def fit(
     if scaled:
         safe.say(verbose, scaled)
     kept = _kept_step(model, optimizers)
+    if number_of_workers(strategy) > 1:
+        arguments = {
+            "epochs": epochs,
+            "initial_epoch": initial_epoch,
+            "steps_per_epoch": batches.steps,
+            "number of batches": batches.count,
+            "validation_freq": validation_freq,
+            "validation": validation_data is not None,
+            "microbatches": microbatches,
+            "steps_per_loop": steps_per_loop,
+            "watching batches": hooks.watch_batches(callbacks, "train"),
+            "jit": jit,
+            "all_reduce_dtype": all_reduce_dtype,
+            "checkpoint_dir": checkpoint_dir,
+            "on_overflow": on_overflow,
+        }
+        facts = alike.facts_at_begin(model, dataset, arguments)
+        with worker_errors():
+            check_alike(strategy, facts)
     callbacks_here = hooks.callbacks_here(callbacks, strategy)
     callback_list = keras.callbacks.CallbackList(
         [*callbacks_here, *progress],
@@ -227,6 +252,15 @@ def fit(
         epochs=epochs,
         steps=batches.steps or batches.count,
         verbose=1 if verbose == "auto" else verbose,
+    )
+    evaluator = _evaluator_of(
+        model,
+        validation_data,
+        callback_list,
+        batch_size=validation_batch_size or batch_size,
+        steps=validation_steps,
+        # On all workers alike, whoever's callbacks it is for.
+        watched=hooks.watch_batches(callbacks, "test"),
     )
     run = Run(
         model,
@@ -240,15 +274,7 @@ def fit(
             plan,
             hooks.stop_at_nan(callbacks),
         ),
-        evaluator=_evaluator_of(
-            model,
-            validation_data,
-            callback_list,
-            batch_size=validation_batch_size or batch_size,
-            steps=validation_steps,
-            # On all workers alike, whoever's callbacks it is for.
-            watched=hooks.watch_batches(callbacks, "test"),
-        ),
+        evaluator=evaluator,
         validation_freq=validation_freq,
         watch=watch.OverflowWatch(
             optimizers,
@@ -273,8 +299,9 @@ def fit(
         if checkpoint_dir is None
         else Checkpoints(
             model,
-            os.fspath(checkpoint_dir),
+            checkpoint_dir,
             with_frozen=checkpoint_frozen,
+            callbacks=CallbackStates(callbacks_here),
         ),
         steps_per_loop=steps_per_loop,
         watched=hooks.watch_batches(callbacks, "train"),
@@ -282,8 +309,16 @@ def fit(
     )
     model.stop_training = False
     try:
-        with worker_errors():
-            return run.epochs(epochs, initial_epoch)
+        with worker_errors(), full_disks_told():
+            history = run.epochs(epochs, initial_epoch)
+            if is_shown and run.leaves_averages and evaluator is not None:
+                # On all workers alike, whichever of them shows it.
+                results = evaluator.run(callbacks=False)
+                for bar in progress:
+                    bar.show_final(
+                        {f"val_{name}": each for name, each in results.items()}
+                    )
+            return history
     finally:
         # Keras tells callbacks nothing when training raises.
         for bar in progress:

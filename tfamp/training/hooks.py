@@ -51,6 +51,13 @@ def callbacks_here(
     return [each for each in callbacks if not isinstance(each, FILE_WRITERS)]
 
 
+def keep_files(callbacks: keras.callbacks.CallbackList) -> None:
+    """A run that goes on adds to its table; a new one begins it anew."""
+    for each in flattened(callbacks):
+        if isinstance(each, keras.callbacks.CSVLogger):
+            each.append = True
+
+
 def watch_batches(callbacks: list[keras.callbacks.Callback], what: str) -> bool:
     """Whether one of them wants to see each batch.
 

@@ -5,6 +5,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 
 import keras
@@ -43,9 +44,23 @@ def build_rest(model: keras.Model, element_spec, is_custom: bool) -> None:
         except Exception:
             # A loss or metrics of other things than model(x) and y.
             keras_internals.build_optimizer(model)
-    else:
+        return
+    try:
         with _said_in_one_line(model):
             keras_internals.build_everything(model, element_spec)
+    except Exception as error:
+        if _lacks_targets(model, element_spec):
+            raise InputError(
+                f"Model {model.name!r} was compiled with a loss, but the data "
+                "have no targets: pass y, or batches of (x, y)."
+            ) from error
+        raise
+
+
+def _lacks_targets(model: keras.Model, element_spec) -> bool:
+    """Whether a loss of `compile` finds nothing to compare outputs with."""
+    _, y, _ = keras.utils.unpack_x_y_sample_weight(element_spec)
+    return y is None and keras_internals.compile_arguments(model)["loss"]
 
 
 @contextlib.contextmanager
@@ -55,7 +70,7 @@ def _said_in_one_line(model: keras.Model) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(
             f"Model {model.name!r} cannot take these data: {one_line(error)}"
         ) from error
@@ -154,10 +169,22 @@ def _wrap_optimizer(model: keras.Model) -> str | None:
     optimizer = model.optimizer
     if optimizer is None or isinstance(optimizer, LossScaleOptimizer):
         return None
+    computes_in = precision_of(model)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         safe = _in_place_of(optimizer)
+    elif computes_in == model.dtype_policy.name == "mixed_float16":
+        # Keras would have wrapped it, had it not been told otherwise.
+        safe = wrap_optimizer(optimizer, "float32")
+        safe.wrapped_for = None
+        warnings.warn(
+            f"Model {model.name!r} trains in float16 without loss scaling, as "
+            "compile(auto_scale_loss=False) says: gradients below 2^-24 become "
+            "0. Leave that out, or compile with "
+            "tfamp.wrap_optimizer(optimizer).",
+            stacklevel=4,
+        )
     else:
-        safe = wrap_optimizer(optimizer, precision_of(model))
+        safe = wrap_optimizer(optimizer, computes_in)
     keras_internals.replace_optimizer(model, safe)
     if not safe.dynamic:
         return "wrapped the optimizer, to skip steps that are not finite"

@@ -10,7 +10,7 @@ from keras import layers
 
 import tfamp
 from recipes import image_classification
-from tests.conftest import mostly_long
+from tests.conftest import mostly_slow
 from tests.matmul_dtypes import small_transformer
 from tfamp.analysis.lint.check import lint
 from tfamp.checkpoint.random_state import get_random_state
@@ -23,7 +23,7 @@ def rules_of(model, batch=None):
 
 @pytest.mark.parametrize(
     ("precision", "name"),
-    mostly_long(
+    mostly_slow(
         [
             ("float32", "resnet_small"),
             ("mixed_bfloat16", "resnet_small"),
@@ -42,7 +42,7 @@ def test_nothing_is_found_in_the_image_recipe(precision, name):
     assert lint(subject.model, batch) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_models_of_keras_applications_can_be_looked_at():
     keras.config.set_dtype_policy("mixed_float16")
     options = {"weights": None, "input_shape": (32, 32, 3), "classes": 8}

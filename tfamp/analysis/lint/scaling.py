@@ -9,6 +9,7 @@ from tfamp.analysis.lint.findings import ERROR, WARNING, Finding, Rule
 from tfamp.analysis.lint.graph import Graph, Node
 from tfamp.analysis.lint.step import OptimizerUse
 from tfamp.analysis.lint.view import View, compiled_with, unwrapped
+from tfamp.precision.product_policy import product_dtype
 from tfamp.scaling.optimizer import LossScaleOptimizer
 
 NO_LOSS_SCALING = Rule(
@@ -91,7 +92,7 @@ def float16_layers(view: View) -> list[str]:
     return [
         place.path
         for place in view.places
-        if place.layer.compute_dtype == "float16"
+        if "float16" in (place.layer.compute_dtype, product_dtype(place.layer))
         and place.layer.trainable_weights
         and not isinstance(place.layer, keras.Model)
     ]
