@@ -600,6 +600,11 @@ def last_of_execution(model: keras.Model, begin: int, end: int) -> int:
     return (begin + whole if whole > 1 else end) - 1
 
 
+def renormalizes(layer: keras.layers.BatchNormalization) -> bool:
+    """Whether it renormalizes batches, which Keras before 3.14 never does."""
+    return getattr(layer, "renorm", False)
+
+
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     """The mean that a compiled model reports as `loss`."""
     return model._loss_tracker

@@ -142,15 +142,6 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.skipped_steps = self._add_counter("skipped_steps", 0)
         self.consecutive_skips = self._add_counter("consecutive_skips", 0)
 
-    def __getattr__(self, name: str):
-        # Keras's callbacks set learning rates of the parts of an optimizer
-        # that has some: a MultiOptimizer.
-        if name == "optimizers" and "inner_optimizer" in vars(self):
-            return self.inner_optimizer.optimizers
-        raise AttributeError(
-            f"{type(self).__name__!r} object has no attribute {name!r}"
-        )
-
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
         """Those of an inner `MultiOptimizer`; callbacks set their rates."""
