@@ -38,6 +38,7 @@ ORDER = (
     "analysis.probe",
     "analysis.parity",
     "analysis.bench",
+    "analysis.memory",
     "analysis.report",
     "commands",
     "cli",

@@ -15,6 +15,7 @@ from tfamp.commands import (
     doctor,
     formats,
     lint,
+    memory,
     new,
     parity,
     probe,
@@ -26,7 +27,10 @@ from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
-_COMMANDS = (bench, doctor, formats, lint, new, parity, probe, report)
+_COMMANDS = (
+    *(bench, doctor, formats, lint, memory, new),
+    *(parity, probe, report),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfamp.checkpoint.frozen import fingerprint, frozen_weights
 from tfamp.checkpoint.random_state import get_random_state
 from tfamp.checkpoint.replica_state import ReplicaState, is_read_together
+from tfamp.checkpoint.whole_variables import WholeVariable, standing_for
 from tfamp.errors import InputError
 from tfamp.precision.policy import precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer
@@ -57,10 +58,18 @@ class RunState:
             )
         ]
         left_out = {id(weight) for weight in frozen}
-        self._keras_variables = [
-            variable
-            for variable in _variables(model, self._optimizers)
-            if id(variable) not in left_out
+        self._keras_variables = standing_for(
+            [
+                variable
+                for variable in _variables(model, self._optimizers)
+                if id(variable) not in left_out
+            ],
+            self._optimizers,
+        )
+        self._wholes = [
+            each
+            for each in self._keras_variables
+            if isinstance(each, WholeVariable)
         ]
         variables = [variable.value for variable in self._keras_variables]
         moving = {id(v.value) for v in _moved_by_replicas(model)}
@@ -90,6 +99,7 @@ class RunState:
             notes: what else to save, of JSON's types.
         """
         rows = self._replicas.read()
+        self._read_wholes()
         self._metadata.text = json.dumps(
             {
                 "schema": _SCHEMA,
@@ -124,9 +134,25 @@ class RunState:
         _check_same(metadata["variables"], described, prefix)
         status = self.checkpoint.restore(prefix)
         status.assert_existing_objects_matched()
+        for whole in self._wholes:
+            whole.write()
         self._assign_rows(metadata["replicas"])
         self._adapt_scales(metadata["dynamic_scales"])
         return metadata
+
+    def forget(self) -> None:
+        """Lets go of what `capture` read, once it is saved."""
+        for whole in self._wholes:
+            whole.forget()
+
+    def _read_wholes(self) -> None:
+        for optimizer in self._scaling():
+            if optimizer.shards is not None:
+                optimizer.shards.follow_all()
+        for whole in self._wholes:
+            whole.read()
+            if not self._model.distribute_strategy.extended.should_checkpoint:
+                whole.forget()
 
     def _assign_rows(self, saved: dict[str, str]) -> None:
         places = {index: place for place, index in enumerate(self._local)}

@@ -25,6 +25,7 @@ from tfamp.scaling.rule import (
     count_step,
     move_scale,
 )
+from tfamp.scaling.shards import Shards, check_can_shard
 
 # Optimizers that overwrite weights with their averages, and how often.
 _EmaFrequencies = list[tuple[keras.optimizers.Optimizer, int]]
@@ -57,6 +58,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             again when the scale grows.
         dynamic: False keeps the scale at `initial_scale`; non-finite steps
             are skipped and counted all the same.
+        shard: each replica keeps and updates its part of the moments and of
+            the float32 weights only. For inner optimizers that act element by
+            element: Adam, AdamW, SGD, Lion and the like. The numbers stay the
+            same, to the bit; `tfamp.fit` then also keeps in 16 bits what the
+            model reads in 16 bits.
         name: name of the optimizer.
         **base_arguments: refused, as by Keras, with the advice to set them on
             `inner_optimizer`; their defaults occur in old saved configs.
@@ -71,10 +77,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             gradients cross between replicas.
         wrapped_for: the compute dtype that `wrap_optimizer` chose the scale
             for; None where the scale was chosen by hand.
+        shards: where the masters and moments are; None without `shard`, and
+            before the optimizer is built.
 
     Raises:
         InputError: for a scale or factor that is no power of two (only those
-            scale exactly), or bounds that contradict each other.
+            scale exactly), bounds that contradict each other, or an optimizer
+            that cannot work on a part of a weight.
     """
 
     def __init__(
@@ -88,6 +97,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         max_scale: float = 2.0**24,
         hysteresis: int = 1,
         dynamic: bool = True,
+        shard: bool = False,
         name: str | None = None,
         **base_arguments,
     ):
@@ -113,6 +123,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
         self.dynamic = dynamic
         check_rule(self.initial_scale, self.rule, dynamic)
+        if shard:
+            check_can_shard(inner_optimizer)
+        self.shard = shard
+        self.shards: Shards | None = None
         self._all_reduce_dtype: str | None = None
         self.wrapped_for: str | None = None
         # Replicas compute these alike, each for itself: aggregation "none".
@@ -159,7 +173,15 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "strategy.scope(), where the model is."
             )
         if not self.inner_optimizer.built:
-            self.inner_optimizer.build(var_list)
+            if self.shard:
+                self.shards = Shards(self.inner_optimizer, var_list)
+            else:
+                self.inner_optimizer.build(var_list)
+        elif self.shard and self.shards is None:
+            raise InputError(
+                f"Optimizer {self.inner_optimizer.name!r} is built already, on "
+                "whole weights; give shard=True one that is not."
+            )
         # Keras's own LossScaleOptimizer.build would add its two variables
         # again; the base class only records the variables.
         super(keras.optimizers.LossScaleOptimizer, self).build(var_list)
@@ -198,15 +220,31 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         overwrites = [
             keras_internals.overwrites_with_gradient(v) for v in variables
         ]
+        shards = self.shards
+        if shards is not None:
+            grads = shards.wide(grads, variables)
         reduced = gradients_lib.all_reduce(
             grads, overwrites, self.all_reduce_dtype
         )
+        weights, take = variables, None
+        if shards is not None:
+            take = functools.partial(shards.parts, weights=weights)
+        # A gradient that is clipped by its own norm is needed whole.
+        clips_each = shards is not None and self.inner_optimizer.clipnorm
         finite, unscaled = gradients_lib.unscale(
             reduced,
             overwrites,
             None if self._scale_is_one else self._scale(),
             self._clip_norm,
+            take=None if clips_each else take,
         )
+        if shards is not None:
+            if clips_each:
+                unscaled = take(
+                    keras_internals.clipped(self.inner_optimizer, unscaled)
+                )
+            shards.follow(weights)
+            variables = shards.masters_of(weights)
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             # XLA on GPUs, TPU: replicas run on their own; the flag is the
             # same on each, and no branch holds a collective.
@@ -217,14 +255,36 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             tf.distribute.get_replica_context().merge_call(
                 self._apply_if_everywhere, args=(finite, unscaled, variables)
             )
+        if shards is not None:
+            # Always, since no branch may hold a collective: after a skipped
+            # step they are what they were.
+            shards.publish(weights)
         self._record(finite)
 
     def finalize_variable_values(self, var_list) -> None:
         """Writes the moving averages (`use_ema`) into the model's weights."""
+        if self.shards is not None:
+            if self.inner_optimizer.use_ema:
+                self.shards.finalize()
+            return
         for optimizer in keras_internals.averaging_optimizers(
             self.inner_optimizer
         ):
             _overwrite_with_averages(optimizer)
+
+    def save_own_variables(self, store) -> None:
+        """Writes whole variables, also of an optimizer in shards."""
+        if self.shards is None:
+            super().save_own_variables(store)
+        else:
+            self.shards.save(self.variables, store)
+
+    def load_own_variables(self, store) -> None:
+        """Takes what an optimizer with or without shards has saved."""
+        if self.shards is None or len(store.keys()) != len(self.variables):
+            super().load_own_variables(store)
+        else:
+            self.shards.load(self.variables, store)
 
     def get_config(self) -> dict:
         config = super().get_config()
@@ -236,6 +296,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             "max_scale": rule.max_scale,
             "hysteresis": rule.hysteresis,
             "dynamic": self.dynamic,
+            "shard": self.shard,
         }
 
     def _add_counter(self, name: str, value: int) -> keras.Variable:
@@ -266,7 +327,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         def apply():
             with self._inner_prepared() as frequencies:
                 self.inner_optimizer.apply(gradients, variables)
-            _overwrite_with_averages_every(frequencies)
+            self._overwrite_with_averages_every(frequencies)
 
         tf.cond(finite, apply, lambda: None)
 
@@ -280,7 +341,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 strategy.extended.call_for_each_replica(
                     self.inner_optimizer.apply, args=(gradients, variables)
                 )
-            _overwrite_with_averages_every(frequencies)
+            self._overwrite_with_averages_every(frequencies)
 
         # The gradients were reduced, so that every replica's flag is this one.
         one_finite = strategy.experimental_local_results(finite)[0]
@@ -293,10 +354,23 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
             enter(keras_internals.gradients_already_reduced(inner))
-            if self._clip_norm:
+            clips_each = self.shards is not None and inner.clipnorm
+            if self._clip_norm or clips_each:
                 enter(keras_internals.gradients_already_clipped(inner))
-            enter(fused_updates(inner))
+            enter(fused_updates(inner, self.shards))
             yield enter(keras_internals.average_overwrite_deferred(inner))
+
+    def _overwrite_with_averages_every(
+        self, frequencies: _EmaFrequencies
+    ) -> None:
+        for optimizer, frequency in frequencies:
+            tf.cond(
+                ops.equal(optimizer.iterations % frequency, 0),
+                functools.partial(_overwrite_and_constrain, optimizer)
+                if self.shards is None
+                else self.shards.overwrite_with_averages,
+                lambda: None,
+            )
 
     def _record(self, finite) -> None:
         """Moves the scale and the counters, in replica context."""
@@ -330,9 +404,9 @@ def wrap_optimizer(
         optimizer: a Keras optimizer, or its name.
         precision: "float32", "mixed_bfloat16" or "mixed_float16"; None asks
             the global dtype policy.
-        **options: arguments of `LossScaleOptimizer`. They win over what the
-            precision suggests: dynamic scaling for mixed_float16, a fixed
-            scale of 1 otherwise.
+        **options: arguments of `LossScaleOptimizer`, as `shard=True`. They
+            win over what the precision suggests: dynamic scaling for
+            mixed_float16, a fixed scale of 1 otherwise.
 
     Returns:
         A `LossScaleOptimizer`.
@@ -381,15 +455,6 @@ def value_and_gradients(
         for variable in variables
     ]
     return loss, tape.gradient(scaled_loss, sources)
-
-
-def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:
-    for optimizer, frequency in frequencies:
-        tf.cond(
-            ops.equal(optimizer.iterations % frequency, 0),
-            functools.partial(_overwrite_and_constrain, optimizer),
-            lambda: None,
-        )
 
 
 def _overwrite_and_constrain(optimizer: keras.optimizers.Optimizer) -> None:

@@ -6,6 +6,7 @@ what makes XLA work under every strategy.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import keras
@@ -16,7 +17,7 @@ from tfamp.checkpoint.frozen import frozen_weights
 from tfamp.distribute import reduction
 from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.layers.cross_entropy import sparse_cross_entropy
-from tfamp.scaling.gradients import Gradient
+from tfamp.scaling.gradients import Gradient, map_values
 from tfamp.step import losses
 from tfamp.step.terms import Plan
 
@@ -86,7 +87,14 @@ def train_step(
             scaled_loss = optimizer.scale_loss(
                 tf.cast(trained, tf.float32) * part
             )
-        gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+        sources = [keras_internals.stored(v) for v in variables]
+        gradients = [
+            # A weight that is kept in 16 bits is one of float32 all the same.
+            map_values(functools.partial(tf.cast, dtype=v.dtype), gradient)
+            for v, gradient in zip(
+                variables, tape.gradient(scaled_loss, sources), strict=True
+            )
+        ]
         masks = tf.nest.map_structure(keras_internals.mask_of, outputs)
         return logged, outputs, masks, gradients
 

@@ -38,6 +38,7 @@ from tfamp.training.callbacks import (
     format_figures,
 )
 from tfamp.training.evaluation import Evaluator
+from tfamp.training.narrow_weights import in_16_bits
 from tfamp.training.run import Run
 
 
@@ -266,7 +267,7 @@ def fit(
     )
     model.stop_training = False
     try:
-        with worker_errors():
+        with worker_errors(), in_16_bits(model, dataset.element_spec):
             return run.epochs(epochs, initial_epoch)
     finally:
         # Keras tells callbacks nothing when training raises.
