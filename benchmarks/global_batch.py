@@ -2,14 +2,17 @@
 
     python -m benchmarks.global_batch [--replicas=1,2,3] [--microbatches=1,2,3]
         [--losses NAME ...]
+    python -m tfamp.launch --workers=2 benchmarks.global_batch
 
 One step of one table of embeddings, 7 rows of 5 tokens, one row all padding:
 pieces are uneven and have different numbers of valid tokens. The largest
-relative difference of the update and of the loss is printed for each way to
-write a loss. Figures hold for any device; each takes a few seconds.
+relative difference of the update and of the losses that `fit` logs and
+`evaluate` returns, with XLA and without, is printed for each way to write a
+loss. Figures hold for any device; each takes some seconds.
 """
 
 import argparse
+import sys
 from typing import NamedTuple
 
 import keras
@@ -89,6 +92,16 @@ REFERENCES = {
 }
 
 
+def _root_mean_square():
+    mean = REFERENCES["plain"]
+    root = float(np.sqrt(mean.loss))
+    return Reference(root, mean.gradient / (2 * root))
+
+
+# Neither mean nor sum of rows: right in one piece, and refused in several.
+REFUSED = {"own root mean square": _root_mean_square()}
+
+
 class Added(keras.layers.Layer):
     """Gives `add_loss` the squares of tokens, reduced in one way."""
 
@@ -127,6 +140,10 @@ def own_mean(y, outputs):
     return keras.ops.mean(keras.ops.square(outputs - y))
 
 
+def own_root_mean_square(y, outputs):
+    return keras.ops.sqrt(own_mean(y, outputs))
+
+
 def own_row_sum(y, outputs):
     each = keras.ops.mean(keras.ops.square(outputs - y), axis=-1)
     return keras.ops.sum(each, axis=-1)
@@ -162,6 +179,7 @@ def build(case):
         "own scalar sum": own_sum,
         "own scalar mean": own_mean,
         "own sum of a row": own_row_sum,
+        "own root mean square": own_root_mean_square,
     }.get(case, loss)
     cls = OwnLoss if case == "own compute_loss" else keras.Model
     model = cls(inputs, outputs)
@@ -194,7 +212,7 @@ def differences(case, strategy, microbatches, jit=False, evaluates=True):
     """Relative differences of update, logged loss and evaluated loss."""
     with strategy.scope():
         model = build(case)
-    reference = REFERENCES[case]
+    reference = (REFERENCES | REFUSED)[case]
     evaluated = reference.loss
     if evaluates:
         evaluated = tfamp.evaluate(model, data(case))["loss"]
@@ -213,30 +231,79 @@ def _relative(value, reference):
     return float(np.max(np.abs(value - reference)) / np.max(np.abs(reference)))
 
 
-def main():
+def differences_of_keras(case):
+    """The same of update and logged loss of `Model.fit`, on one device."""
+    model, reference = build(case), (REFERENCES | REFUSED)[case]
+    history = model.fit(data(case), verbose=0).history
+    update = TABLE.astype("float32") - model.get_weights()[0]
+    return (
+        _relative(update, reference.gradient),
+        _relative(history["loss"][0], reference.loss),
+    )
+
+
+def cell(case, strategy, microbatches, refused):
+    """The figures of one way to split the batch, or that it is refused."""
+    found = []
+    try:
+        for jit in (False, True):
+            evaluates = microbatches == 1 and not jit
+            found.append(
+                differences(case, strategy, microbatches, jit, evaluates)
+            )
+    except tfamp.InputError as error:
+        refused.setdefault(case, str(error))
+        return "refused"
+    update, *losses = np.max(found, axis=0)
+    return f"{update:.0e}, {max(losses):.0e}"
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replicas", default="1,2,3")
     parser.add_argument("--microbatches", default="1,2,3")
-    parser.add_argument("--losses", nargs="*", default=list(REFERENCES))
-    arguments = parser.parse_args()
-    replicas = [int(each) for each in arguments.replicas.split(",")]
+    parser.add_argument("--losses", nargs="*", default=[*REFERENCES, *REFUSED])
+    parser.add_argument("--strategy", default="mirrored")
+    arguments = parser.parse_args(argv)
     pieces = [int(each) for each in arguments.microbatches.split(",")]
-    strategies = {
-        each: tfamp.get_strategy("mirrored", num_devices=each)
-        for each in sorted(replicas, reverse=True)
-    }
-    print("| loss | replicas | microbatches | update | loss | evaluate |")
-    print("|---|---|---|---|---|---|")
+    is_chief = True
+    if arguments.strategy == "multi_worker":
+        strategy = tfamp.get_strategy("multi_worker")
+        is_chief = strategy.cluster_resolver.task_id == 0
+        strategies = {f"{strategy.num_replicas_in_sync} workers": strategy}
+    else:
+        replicas = [int(each) for each in arguments.replicas.split(",")]
+        strategies = {
+            f"{each} replica{'s' * (each > 1)}": tfamp.get_strategy(
+                "mirrored", num_devices=each
+            )
+            # The most first: the process gets its devices once.
+            for each in sorted(replicas, reverse=True)
+        }
+    splits = [(name, k) for name in reversed(strategies) for k in pieces]
+    has_keras = arguments.strategy != "multi_worker"
+
+    def show(*cells):
+        if is_chief:
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+    columns = [f"{name}, {k} piece{'s' * (k > 1)}" for name, k in splits]
+    keras_column = ["`Model.fit`"] * has_keras
+    show("loss", *keras_column, *columns)
+    show("---", *["---"] * (len(splits) + has_keras))
+    refused = {}
     for case in arguments.losses:
-        for count in replicas:
-            for microbatches in pieces:
-                found = differences(case, strategies[count], microbatches)
-                figures = " | ".join(f"{each:.1e}" for each in found)
-                print(
-                    f"| {case} | {count} | {microbatches} | {figures} |",
-                    flush=True,
-                )
+        cells = []
+        if has_keras:
+            cells.append("{:.0e}, {:.0e}".format(*differences_of_keras(case)))
+        for name, k in splits:
+            cells.append(cell(case, strategies[name], k, refused))
+        show(case, *cells)
+    for case, line in refused.items():
+        if is_chief:
+            print(f"\n{case}: {line}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

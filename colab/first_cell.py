@@ -17,6 +17,15 @@ TENSORFLOW_TPU = "tensorflow-tpu==2.20.0 libtpu==0.0.21.1"
 FOLDER = "/content/tfamp-source"
 
 
+def is_in(version, bounds):
+    """Whether a version such as 2.20.0 is in >=2.19,<2.22."""
+    least, beyond = (
+        [int(n) for n in re.findall(r"\d+", bound)]
+        for bound in bounds.split(",")
+    )
+    return least <= [int(n) for n in version.split(".")[:2]] < beyond
+
+
 def look():
     """What is here, found out without importing TensorFlow."""
     gpu = ""
@@ -77,7 +86,10 @@ def advise(seen):
                 "Its precision: float32. Tensor Cores came with 7.0; here 16 "
                 f"bits save memory but no time. {for_speed}, T4 or newer."
             ]
-        pip[0] += [f"tensorflow[and-cuda]{TENSORFLOW}"]
+        here = seen["versions"].get("tensorflow")
+        if here is None or not is_in(here, TENSORFLOW):
+            # Colab's own stays, and drives Colab's GPUs.
+            pip[0] += [f"tensorflow[and-cuda]{TENSORFLOW}"]
     else:
         lines = [f"Runtime: CPU, seldom faster in 16 bits. {for_speed}."]
     here = " ".join(map(" ".join, seen["versions"].items())) or "no TensorFlow"

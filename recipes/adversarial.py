@@ -107,16 +107,12 @@ class GAN(keras.Model):
 
     def _train(self, network, optimizer, loss_fn, mean):
         weights = network.trainable_variables
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        # Gradients are summed over replicas; the loss is a mean over all.
-        loss, gradients = tfamp.value_and_gradients(
-            lambda: loss_fn() / replicas, weights, optimizer
-        )
+        loss, gradients = tfamp.value_and_gradients(loss_fn, weights, optimizer)
         optimizer.apply(gradients, weights)
         # A step that is skipped may have no loss, and the epoch still has one.
         finite = tf.math.is_finite(loss)
         mean.update_state(
-            tf.where(finite, loss * replicas, 0.0),
+            tf.where(finite, loss, 0.0),
             sample_weight=tf.cast(finite, tf.float32),
         )
 

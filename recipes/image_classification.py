@@ -218,24 +218,27 @@ def _train_batches(config: Config, data: loading.ImageData) -> tf.data.Dataset:
     amount = _augmentation(config, data)
     crops = _takes_crops(config, data)
 
-    def decode(example, seed):
-        image, label = _checked(data, *example)
+    def decode(example, chance):
+        stored, seed = example
+        image, label = _checked(data, *stored)
         if crops:
-            return images.random_resized_crop(image, size, seed), label
-        return images.resize(image, size), label
+            return images.random_resized_crop(image, size, seed), label, chance
+        return images.resize(image, size), label, chance
 
-    def finish(batch, seed):
-        pixels, labels = batch
-        pixels = images.augment(pixels, seed, amount)
+    def finish(pixels, labels, chance):
+        pixels = images.augmented(pixels, chance, amount)
         return _to_model(data, pixels, labels)
 
     examples = _cached(data, data.train_split, config.seed)
     examples = examples.shuffle(_SHUFFLED_EXAMPLES, config.seed)
     examples = images.with_seeds(examples, config.seed)
-    examples = examples.map(decode, tf.data.AUTOTUNE, deterministic=True)
-    batches = examples.batch(config.batch_size, drop_remainder=True)
-    batches = images.with_seeds(batches, config.seed + 1)
-    batches = batches.map(finish, tf.data.AUTOTUNE, deterministic=True)
+    batches = tfamp.sharded(
+        images.with_chances(examples, config.seed + 1, config.batch_size),
+        decode,
+        config.batch_size,
+        finish=finish,
+        drop_remainder=True,
+    )
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -249,12 +252,11 @@ def _eval_batches(config: Config, data: loading.ImageData) -> tf.data.Dataset:
         image, label = _checked(data, encoded, label)
         return images.resize(image, size, rim), label
 
-    examples = _cached(data, data.eval_split, seed=None)
-    examples = examples.map(decode, tf.data.AUTOTUNE)
-    batches = examples.batch(config.batch_size)
-    batches = batches.map(
-        lambda pixels, labels: _to_model(data, pixels, labels),
-        tf.data.AUTOTUNE,
+    batches = tfamp.sharded(
+        _cached(data, data.eval_split, seed=None),
+        decode,
+        config.batch_size,
+        finish=lambda pixels, labels: _to_model(data, pixels, labels),
     )
     return batches.prefetch(tf.data.AUTOTUNE)
 

@@ -6,6 +6,7 @@ runs in a process of its own.
 """
 
 import functools
+import gc
 import json
 import pathlib
 import signal
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOAT32_ROUNDING = {"rtol": 2e-5, "atol": 2e-6}
 
 
-def mostly_long(cases, *, always):
+def mostly_long(cases, *, always, mark=pytest.mark.long):
     """Cases for `parametrize`: those not in `always` are marked `long`."""
     cases = list(cases)
     missing = [case for case in always if case not in cases]
@@ -34,32 +35,41 @@ def mostly_long(cases, *, always):
     return [
         pytest.param(
             *(case if isinstance(case, tuple) else (case,)),
-            marks=() if case in always else pytest.mark.long,
+            marks=() if case in always else mark,
         )
         for case in cases
     ]
+
+
+mostly_slow = functools.partial(mostly_long, mark=pytest.mark.slow)
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--long",
         action="store_true",
-        help="also run the tests marked `long`",
+        help="also run the tests marked `slow` or `long`",
     )
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--long"):
-        skip = pytest.mark.skip(reason="long: run with --long")
         for item in items:
-            if "long" in item.keywords:
-                item.add_marker(skip)
+            for mark in {"slow", "long"} & {
+                m.name for m in item.iter_markers()
+            }:
+                item.add_marker(
+                    pytest.mark.skip(reason=f"{mark}: run with --long")
+                )
 
 
 def pytest_configure(config):
     # A shell starts what it puts in the background without Ctrl-C, and so
     # would be the processes that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Graphs are many small objects that live long: looking through them again
+    # and again takes a tenth of the suite's time.
+    gc.set_threshold(50_000, 20, 50)
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 4,

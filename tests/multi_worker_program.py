@@ -204,6 +204,36 @@ def files(strategy, folder):
     return _weights(model) | _logs(history)
 
 
+def sharded(strategy):
+    """Rows that each worker decodes for itself, a last batch of one too."""
+    generator = np.random.default_rng(13)
+    x = generator.standard_normal((13, 6)).astype("float32")
+    records = tf.data.Dataset.from_tensor_slices(
+        (x, generator.integers(0, 4, 13))
+    ).shuffle(13, seed=1)
+    decoded = []
+
+    def decode(x, y):
+        number = tf.numpy_function(
+            lambda y: decoded.append(y) or y, [y], tf.int64
+        )
+        return 2.0 * x, tf.ensure_shape(number, [])
+
+    with strategy.scope():
+        model = _classifier("float32")
+    data = tfamp.sharded(records, decode, 6)
+    history = tfamp.fit(model, data, epochs=2, verbose=0)
+    # Two epochs of one worker's rows, of 6, 6 and 1: that has one at least.
+    count = len(decoded)
+    results = tfamp.evaluate(model, data)
+    return (
+        _weights(model)
+        | _logs(history)
+        | {f"evaluate_{name}": value for name, value in results.items()}
+        | {"decoded": count}
+    )
+
+
 def reduction(strategy):
     """Tensors of each dtype, and variables made of them."""
     return reduction_cases.crossed(strategy) | reduction_cases.variables(
@@ -370,6 +400,7 @@ SCENARIOS = {
     "matrix": matrix,
     "reduction": reduction,
     "low_rank": low_rank,
+    "sharded": sharded,
     "resumable": resumable,
 }
 

@@ -35,6 +35,7 @@ ORDER = (
     "analysis.page",
     "analysis.jobs",
     "analysis.lint",
+    "analysis.shadow",
     "analysis.probe",
     "analysis.parity",
     "analysis.bench",

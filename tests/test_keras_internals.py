@@ -234,6 +234,8 @@ def test_the_epoch_to_begin_with_is_what_a_backup_found(tmp_path):
     backup.on_epoch_end(3)
     backup.on_train_begin()
     assert keras_internals.initial_epoch(model) == 4
+    keras_internals.forget_initial_epoch(model)
+    assert keras_internals.initial_epoch(model) == 0
 
 
 def test_the_global_seed_generator_is_what_unseeded_draws_use():

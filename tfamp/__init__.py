@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from tfamp import callbacks, recipe
     from tfamp.analysis.lint.check import lint
     from tfamp.analysis.probe.measure import probe
+    from tfamp.analysis.shadow.compare import compare
+    from tfamp.distribute.sharded import sharded
     from tfamp.distribute.strategy import get_strategy
     from tfamp.errors import (
         InputError,
         LossScaleError,
         Preempted,
+        SaveError,
         WorkerLostError,
     )
     from tfamp.formats import FORMATS
     from tfamp.hardware.devices import detect_hardware, recommend
+    from tfamp.layers.float8 import float8
     from tfamp.layers.optimize import optimize
     from tfamp.precision.keep_float32 import keep_float32
     from tfamp.precision.policy import precision_scope, set_precision
@@ -41,10 +45,13 @@ _HOMES = {
     "LossScaleError": "errors",
     "LossScaleOptimizer": "scaling.optimizer",
     "Preempted": "errors",
+    "SaveError": "errors",
     "WorkerLostError": "errors",
+    "compare": "analysis.shadow.compare",
     "detect_hardware": "hardware.devices",
     "evaluate": "training.fit",
     "fit": "training.fit",
+    "float8": "layers.float8",
     "get_strategy": "distribute.strategy",
     "keep_float32": "precision.keep_float32",
     "lint": "analysis.lint.check",
@@ -55,6 +62,7 @@ _HOMES = {
     "probe": "analysis.probe.measure",
     "recommend": "hardware.devices",
     "set_precision": "precision.policy",
+    "sharded": "distribute.sharded",
     "value_and_gradients": "scaling.optimizer",
     "wrap_optimizer": "scaling.optimizer",
 }
@@ -66,12 +74,15 @@ __all__ = [
     "LossScaleError",
     "LossScaleOptimizer",
     "Preempted",
+    "SaveError",
     "WorkerLostError",
     "__version__",
     "callbacks",
+    "compare",
     "detect_hardware",
     "evaluate",
     "fit",
+    "float8",
     "get_strategy",
     "keep_float32",
     "lint",
@@ -83,6 +94,7 @@ __all__ = [
     "recipe",
     "recommend",
     "set_precision",
+    "sharded",
     "value_and_gradients",
     "wrap_optimizer",
 ]

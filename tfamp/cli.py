@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tfamp.commands import (
     bench,
+    compare,
     doctor,
     formats,
     lint,
@@ -27,8 +28,8 @@ from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
-_COMMANDS = (
-    *(bench, doctor, formats, lint, memory, new),
+COMMANDS = (
+    *(bench, compare, doctor, formats, lint, memory, new),
     *(parity, probe, report),
 )
 
@@ -46,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings, argv = split_settings(argv)
-        args = _parser().parse_args([_shield_negative(a) for a in argv])
-        recipe_argument.attach_settings(args, settings)
+        args, others = _parser().parse_known_args(
+            [_shield_negative(a) for a in argv]
+        )
+        recipe_argument.attach_settings(args, settings, others)
         return args.run(args)
     except BrokenPipeError:
         # The reader, such as `head`, has gone. Python flushes stdout once
@@ -73,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in _COMMANDS:
+    for command in COMMANDS:
         command.add_to(commands)
     return parser
 

@@ -43,6 +43,14 @@ class WorkerLostError(RuntimeError):
     """
 
 
+class SaveError(RuntimeError):
+    """The run cannot be saved: a disk is full, a folder is gone.
+
+    One line. What was saved before is whole, and a job that is started again
+    goes on from it where the trouble has passed; recipes end with status 75.
+    """
+
+
 class Preempted(SystemExit):
     """SIGTERM came; the run is saved and goes on when it is started again.
 

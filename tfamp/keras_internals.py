@@ -7,6 +7,7 @@ fails when a new Keras moves one of them, before a user's training does.
 import contextlib
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -145,6 +146,16 @@ def averaging_optimizers(
     ]
 
 
+def leaves_averages(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether `finalize_variable_values` puts averages in the weights' place.
+
+    Args:
+        optimizer: one with a scaler around it, or without.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return bool(averaging_optimizers(inner))
+
+
 @contextlib.contextmanager
 def average_overwrite_deferred(
     optimizer: keras.optimizers.Optimizer,
@@ -222,6 +233,33 @@ def overwrites_with_gradient(variable: keras.Variable) -> bool:
     return getattr(variable, "overwrite_with_gradient", False)
 
 
+def add_state(
+    layer: keras.layers.Layer, name: str, shape: tuple[int, ...]
+) -> keras.Variable:
+    """Adds float32 zeros to a built layer, whose "gradient" is the next value.
+
+    Replicas must agree on that before it is assigned.
+    """
+    was_locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        variable = layer.add_weight(
+            name=name,
+            shape=shape,
+            initializer="zeros",
+            dtype="float32",
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+    finally:
+        if was_locked:
+            layer._tracker.lock()
+    variable.overwrite_with_gradient = True
+    # As if the layer were being built, within what holds it.
+    variable._path = f"{layer.path}/{name}"
+    return variable
+
+
 def build_everything(model: keras.Model, element_spec) -> None:
     """Creates all variables of a model, its metrics, loss and optimizer.
 
@@ -283,7 +321,6 @@ def unreduced_loss(
         the mask or None; and whether the loss itself was a single number.
         None for what has a `__call__` of its own.
     """
-    module = keras.src.losses.loss
     if (
         not isinstance(loss, keras.losses.Loss)
         or type(loss).__call__ is not keras.losses.Loss.__call__
@@ -303,18 +340,11 @@ def unreduced_loss(
     mask = masks[0] & masks[1] if len(masks) == 2 else (masks or [None])[0]
     values = cast(values)
     is_scalar = values.shape.rank == 0
-    weights = None if sample_weight is None else cast(sample_weight)
-    # "sum" keeps the mask from being scaled by what counts here.
-    weights = module.apply_mask(
-        weights,
+    values, weights = weighted_values(
+        values,
+        None if sample_weight is None else cast(sample_weight),
         None if mask is None else cast(mask),
-        dtype=values.dtype,
-        reduction="sum",
     )
-    if weights is not None:
-        weights = keras.ops.cast(weights, values.dtype)
-        values, weights = module.squeeze_or_expand_to_same_rank(values, weights)
-        values = values * weights
     return values, weights, mask, is_scalar
 
 
@@ -378,9 +408,65 @@ class _Counted:
         self._count(value / replicas)
 
 
+class _OfThreads:
+    """A function that threads may each replace for themselves.
+
+    Of a module or a class. Other threads are given its own meanwhile, and
+    where no thread has another one any more it is as it was.
+    """
+
+    def __init__(self, owner: Any, name: str):
+        self._owner, self._name = owner, name
+        self._lock = threading.Lock()
+        self._uses = 0
+        self._thread = threading.local()
+        self._own = vars(owner)[name]
+
+        @functools.wraps(self._own)
+        def called(*args, **kwargs):
+            replacements = vars(self._thread).get("replacements")
+            function = replacements[-1] if replacements else self._own
+            return function(*args, **kwargs)
+
+        self._called = called
+        # For those who look for what stands behind a function.
+        called.tfamp_stands_for = self._own  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def replaced(self, function: Callable) -> Iterator[Callable]:
+        """Within it this thread calls `function`; yields the owner's own."""
+        replacements = vars(self._thread).setdefault("replacements", [])
+        with self._lock:
+            if self._uses == 0:
+                self._own = vars(self._owner)[self._name]
+                setattr(self._owner, self._name, self._called)
+            self._uses += 1
+        replacements.append(function)
+        try:
+            yield self._own
+        finally:
+            # Not always the last: generators may end in any order.
+            replacements.remove(function)
+            with self._lock:
+                self._uses -= 1
+                is_ours = vars(self._owner)[self._name] is self._called
+                if self._uses == 0 and is_ours:
+                    setattr(self._owner, self._name, self._own)
+
+
+@functools.cache
+def _of_threads(owner: Any, name: str) -> _OfThreads:
+    return _OfThreads(owner, name)
+
+
+def own_function(function: Callable) -> Callable:
+    """What a function is when no thread replaces it."""
+    return getattr(function, "tfamp_stands_for", function)
+
+
 @contextlib.contextmanager
 def sparse_cross_entropy_replaced(function: Callable) -> Iterator[None]:
-    """Within it, Keras's losses of integer labels compute by this function.
+    """Within it, this thread's losses of integer labels compute by this.
 
     Keras checks shapes and casts, then calls TensorFlow by its public name,
     which is therefore what is replaced.
@@ -390,17 +476,96 @@ def sparse_cross_entropy_replaced(function: Callable) -> Iterator[None]:
             `tf.nn.sparse_softmax_cross_entropy_with_logits`.
     """
     name = "sparse_softmax_cross_entropy_with_logits"
-    original = getattr(tf.nn, name)
-    setattr(tf.nn, name, function)
-    try:
+    with _of_threads(tf.nn, name).replaced(function):
         yield
-    finally:
-        setattr(tf.nn, name, original)
+
+
+@contextlib.contextmanager
+def losses_of_replica_replaced(
+    scale: Callable, unscale: Callable, reduce: Callable
+) -> Iterator[None]:
+    """Within it, this thread's losses are scaled and reduced by functions.
+
+    Args:
+        scale: takes a mean, in the place of dividing it by the number of
+            replicas.
+        unscale: undoes that.
+        reduce: takes Keras's own function, which reduces losses and scales
+            means, and its arguments: losses, weights, mask, reduction, dtype.
+    """
+    module = keras.src.losses.loss
+    own = vars(module)["reduce_weighted_values"]
+    with contextlib.ExitStack() as stack:
+        for name, function in (
+            ("scale_loss_for_distribution", scale),
+            ("unscale_loss_for_distribution", unscale),
+            (
+                "reduce_weighted_values",
+                functools.partial(reduce, own_function(own)),
+            ),
+        ):
+            stack.enter_context(_of_threads(module, name).replaced(function))
+        yield
+
+
+@contextlib.contextmanager
+def assignments_noted(
+    note: Callable[[keras.Variable], None],
+) -> Iterator[None]:
+    """Within it, `note` gets each variable that this thread assigns to.
+
+    Before it does, by whichever method of `keras.Variable`.
+    """
+    cls = keras.src.backend.common.variables.Variable
+    own = own_function(vars(cls)["assign"])
+
+    def assign(variable, value):
+        note(variable)
+        return own(variable, value)
+
+    with _of_threads(cls, "assign").replaced(assign):
+        yield
+
+
+def weighted_values(
+    values: tf.Tensor, sample_weight: Any, mask: Any
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Losses times their weights, masked ones 0; and those weights or None."""
+    module = keras.src.losses.loss
+    # "sum" keeps the mask from being scaled by what counts here.
+    weights = module.apply_mask(
+        sample_weight, mask, dtype=values.dtype, reduction="sum"
+    )
+    if weights is not None:
+        weights = keras.ops.cast(weights, values.dtype)
+        values, weights = module.squeeze_or_expand_to_same_rank(values, weights)
+        values = values * weights
+    return values, weights
 
 
 def initial_epoch(model: keras.Model) -> int:
     """The epoch to begin with: `BackupAndRestore` found the ones before."""
     return model._initial_epoch or 0
+
+
+def forget_initial_epoch(model: keras.Model) -> None:
+    """As if `BackupAndRestore` had found nothing."""
+    model._initial_epoch = None
+
+
+def last_of_execution(model: keras.Model, begin: int, end: int) -> int:
+    """The batch that callbacks are told a graph call ended with.
+
+    Keras counts an execution (`compile(steps_per_execution=...)`) that the
+    end of the data cut short as whole.
+
+    Args:
+        model: compiled or not.
+        begin: the first batch of the call.
+        end: the one after its last.
+    """
+    whole = model.steps_per_execution
+    return (begin + whole if whole > 1 else end) - 1
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
@@ -497,6 +662,23 @@ def additional_losses_kept(
             each._losses[:] = losses
             each._loss_ids.clear()
             each._loss_ids.update(ids)
+
+
+@contextlib.contextmanager
+def build_state_kept(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Gives back what layers say of having been built and called."""
+    names = ("built", "_called", "_build_shapes_dict")
+    before = [
+        {name: vars(each)[name] for name in names if name in vars(each)}
+        for each in layers
+    ]
+    try:
+        yield
+    finally:
+        for each, values in zip(layers, before, strict=True):
+            for name in names:
+                vars(each).pop(name, None)
+            vars(each).update(values)
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
@@ -624,6 +806,10 @@ def gradient_functions() -> list[tuple[Any, str]]:
     ]
 
 
+# The cell of `ConvLSTM1D` and its like, which has no public name.
+ConvLSTMCell = keras.src.layers.rnn.conv_lstm.ConvLSTMCell
+
+
 def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
     """Within it, float variables are read in that dtype, as in a layer."""
     return keras.src.backend.common.variables.AutocastScope(dtype)
@@ -734,6 +920,11 @@ def train_validation_split(arrays: Any, validation_split: float) -> Any:
             arrays, validation_split=validation_split
         )
     )
+
+
+def seed_dtype() -> str:
+    """The dtype of what `keras.random` draws from."""
+    return keras.src.backend.random_seed_dtype()
 
 
 def has_global_seed() -> bool:

@@ -141,11 +141,29 @@ def augment(
     Returns:
       Images of the same shape and dtype.
     """
+    return augmented(images, chances(seed, tf.shape(images)[0]), amount)
+
+
+def chances(seed: tf.Tensor, count) -> tf.Tensor:
+    """What `augmented` makes choices of, for so many images: [count, 5]."""
+    return tf.transpose(tf.random.stateless_uniform([5, count], seed))
+
+
+def augmented(
+    images: tf.Tensor, chance: tf.Tensor, amount: Augmentation
+) -> tf.Tensor:
+    """`augment`, with the numbers drawn: each image has its own.
+
+    Args:
+      images: [N, S, S, C], float32.
+      chance: [N, 5] within 0..1.
+      amount: the bounds within which the choices are uniform.
+    """
     if amount == Augmentation():
         return images
-    count, size = tf.shape(images)[0], images.shape[1]
-    # One row per choice, in 0..1 first.
-    chance = tf.random.stateless_uniform([5, count], seed)
+    size = images.shape[1]
+    # One row per choice.
+    chance = tf.transpose(chance)
     spread = 2.0 * chance - 1.0
     shift_x = tf.round(spread[0] * amount.shift * size)
     shift_y = tf.round(spread[1] * amount.shift * size)
@@ -197,7 +215,26 @@ def with_seeds(dataset: tf.data.Dataset, seed: int) -> tf.data.Dataset:
     Returns:
       A dataset of (element, two int64s).
     """
-    seeds = tf.data.Dataset.random(
-        seed=seed, rerandomize_each_iteration=True
-    ).batch(2, drop_remainder=True)
-    return tf.data.Dataset.zip(dataset, seeds)
+    return tf.data.Dataset.zip(dataset, _seeds(seed))
+
+
+def with_chances(
+    dataset: tf.data.Dataset, seed: int, batch_size: int
+) -> tf.data.Dataset:
+    """Gives each element what `augmented` makes choices of.
+
+    They are those of `augment` for batches of that size with `with_seeds`.
+
+    Returns:
+      A dataset of (element, [5]).
+    """
+    drawn = _seeds(seed).map(lambda pair: chances(pair, batch_size)).unbatch()
+    endless = tf.data.experimental.assert_cardinality(
+        tf.data.INFINITE_CARDINALITY
+    )
+    return tf.data.Dataset.zip(dataset, drawn.apply(endless))
+
+
+def _seeds(seed: int) -> tf.data.Dataset:
+    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    return numbers.batch(2, drop_remainder=True)

@@ -96,6 +96,7 @@ def test_biases_of_all_layers_get_the_sum_over_rows(precision, options):
         np.testing.assert_array_equal(bias, np.full(4, -1 / 4), name)
 
 
+@pytest.mark.slow
 def test_biases_on_two_replicas(mirrored):
     biases = biases_after_a_step("mixed_bfloat16", mirrored(2))
     for name, bias in biases.items():

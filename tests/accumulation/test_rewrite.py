@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tests.conftest import mostly_long
 from tfamp.accumulation import kernels, rewrite
 from tfamp.accumulation.trace import summing_in_float32
+from tfamp.accumulation.trials import KERNELS
 
 # Above 2048, where float16 stalls, and 256, where bfloat16 does; a number of
 # both formats.
@@ -160,6 +162,101 @@ def test_gradients_of_pooling_and_of_depthwise_filters(dtype):
     # An inner pixel is in all four windows, of 31 x 31 pixels each.
     assert float(of_images[0, 16, 16, 0]) == pytest.approx(4 / 961, rel=0.01)
     assert float(of_filters[0, 0, 0, 0]) == 4 * 32 * 32 * PIECE
+
+
+# Of upsampled, pooled and cropped images; one of each mechanism.
+OF_IMAGES = [
+    ("ResizeNearestNeighborGrad", "bfloat16"),
+    ("MaxPool3DGrad", "bfloat16"),
+    ("CropAndResizeGradImage", "float16"),
+    ("UnsortedSegmentProd", "bfloat16"),
+]
+OTHERS = sorted({(k, d) for k in KERNELS for d in DTYPES} - {*OF_IMAGES})
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), mostly_long([*OF_IMAGES, *OTHERS], always=OF_IMAGES)
+)
+def test_what_a_kernel_adds_in_16_bits_is_added_in_float32(name, dtype):
+    def values(dtype):
+        return lambda *shape, value=2.0**-3: tf.fill(
+            shape, tf.cast(value, dtype)
+        )
+
+    trial = KERNELS[name].trial
+    is_wanting = kernels.adds_in_16_bits(name, dtype, "CPU", False)
+    if not is_wanting and (name, dtype) not in OF_IMAGES:
+        pytest.skip("exact enough, or no such kernel")
+    right = tf.cast(trial(values("float32")), dtype)
+    largest = float(tf.reduce_max(tf.abs(tf.cast(right, "float32"))))
+    made = in_graph(lambda: trial(values(dtype)))
+    # What goes in is rounded too, where it is no power of two.
+    np.testing.assert_allclose(
+        tf.cast(made, "float32"), tf.cast(right, "float32"), atol=largest / 200
+    )
+    assert is_wanting
+
+
+def nodes_of(x, judge):
+    """The operations of a bias gradient after the change, and what it is."""
+    function = tf.function(
+        lambda x: tf.raw_ops.BiasAddGrad(out_backprop=x), autograph=False
+    )
+    spec = tf.TensorSpec(None, x.dtype)
+    traced = function.get_concrete_function(spec)
+    graph = traced.graph.as_graph_def()
+    rewrite.sums_in_float32(graph, judge, "CPU")
+    with tf.Graph().as_default() as made:
+        x = tf.constant(x.numpy())
+        (result,) = tf.graph_util.import_graph_def(
+            graph,
+            {traced.inputs[0].name: x},
+            [traced.outputs[0].name],
+        )
+        with tf.compat.v1.Session() as session:
+            value = session.run(result)
+    return {each.type for each in made.get_operations()}, value
+
+
+@pytest.mark.parametrize("shape", [(96, 2), (8, 12, 2), (3, 4, 8, 2), (0, 2)])
+def test_a_bias_gradient_is_a_product_of_16_bits_in_any_rank(shape):
+    x = tf.cast(tf.reshape(tf.range(np.prod(shape)), shape), "bfloat16")
+    operations, value = nodes_of(x, lambda name, *_: name == "BiasAddGrad")
+    assert "MatMul" in operations
+    assert not operations & {"BiasAddGrad", "Cast"}
+    sums = np.asarray(x, "float64").reshape(-1, 2).sum(0)
+    np.testing.assert_array_equal(value, sums.astype(value.dtype))
+
+
+def test_where_products_add_in_16_bits_the_bias_gradient_is_widened():
+    operations, value = nodes_of(pieces("bfloat16"), lambda *_: True)
+    assert "MatMul" not in operations
+    np.testing.assert_array_equal(np.asarray(value, "float32"), ROWS * PIECE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_custom_gradients_and_recomputed_ones(dtype):
+    @tf.custom_gradient
+    def identity(x):
+        # Whatever arrives goes on as the sum over rows, to each of them.
+        return tf.identity(x), lambda g: tf.broadcast_to(
+            SUMS["unsorted_segment_sum"](g), tf.shape(x)
+        )
+
+    def gradients(x):
+        bias = tf.zeros([2], x.dtype)
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([x, bias])
+            own = identity(x)
+            recomputed = tf.recompute_grad(tf.nn.bias_add)(x, bias)
+        ones = tf.ones_like(x)
+        return (
+            tape.gradient(own, x, ones),
+            tape.gradient(recomputed, bias, ones),
+        )
+
+    for sums in in_graph(gradients, pieces(dtype)):
+        np.testing.assert_array_equal(tf.cast(sums, "float32"), ROWS)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["", "XLA"])

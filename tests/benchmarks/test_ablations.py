@@ -9,6 +9,7 @@ from benchmarks import ablation_table, ablations
 ARMS = {arm.name: arm for arm in ablations.ARMS}
 
 
+@pytest.mark.slow
 def test_float16_sums_stand_still_at_2048_and_float32_sums_do_not():
     # Between 2048 and 4096 float16 counts in steps of 2, and 2049 rounds to
     # the even 2048.
@@ -39,6 +40,7 @@ def test_a_product_is_rounded_once_with_its_sum():
     assert ablations.matmul_with_float16_sums(a, b) == 2.0**-20
 
 
+@pytest.mark.slow
 def test_weights_without_masters_are_those_that_float16_holds(
     monkeypatch, digits_dir
 ):

@@ -101,6 +101,7 @@ def test_keras_and_torch_have_the_same_losses_step_after_step(name, tmp_path):
     np.testing.assert_allclose(theirs.losses[0], ours[0], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_stock_keras_attends_by_its_own_operation(monkeypatch):
     case = TINY["gpt"]
     theirs, ours = (keras_networks.build(case.network) for _ in range(2))
@@ -529,6 +530,7 @@ def test_torch_compile_asks_for_a_compiler_first(monkeypatch, capsys):
     assert "needs a C++ compiler" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_contestants_take_turns_and_one_that_fails_is_left_out(
     tmp_path, capsys
 ):

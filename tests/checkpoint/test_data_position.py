@@ -8,8 +8,13 @@ import tensorflow as tf
 
 import tfamp
 from recipes.data.images import with_seeds
-from tfamp.checkpoint.data_position import advance, carries_state_between_epochs
+from tfamp.checkpoint.data_position import (
+    advance,
+    carries_state_between_epochs,
+    made_anew,
+)
 from tfamp.distribute.strategy import distribute_batches
+from tfamp.errors import Preempted
 
 range_ = tf.data.Dataset.range
 
@@ -159,3 +164,27 @@ def test_data_that_end_before_are_an_error():
     dataset = make(shuffled)
     with pytest.raises(tfamp.InputError, match="end after 10 batches"):
         advance(dataset, dataset, epochs=0, steps=11)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda data: data.shuffle(8, seed=1),
+        lambda data: data.shuffle(8, seed=1).repeat(2).shuffle(16, seed=2),
+        lambda data: data.cache().shuffle(8, seed=1),
+        lambda data: data.shuffle(8, seed=1).cache(),
+    ],
+)
+def test_a_used_dataset_is_made_anew(make):
+    def passes(dataset):
+        return [[int(x) for x in dataset] for _ in range(3)]
+
+    used = make(tf.data.Dataset.range(8))
+    expected = passes(used)
+    assert passes(made_anew(used)) == expected
+
+
+def test_sigterm_ends_the_skipping():
+    data = tf.data.Dataset.range(8)
+    with pytest.raises(Preempted):
+        advance(data, data, epochs=1, steps=2, is_ended=lambda: True)

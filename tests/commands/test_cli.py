@@ -1,19 +1,23 @@
 """The commands as a user types them: what they print and how they exit."""
 
 import builtins
+import configparser
 import json
 import subprocess
 import sys
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
+from tests.conftest import ROOT
 from tfamp import cli
 from tfamp.commands import formats as formats_command
 from tfamp.errors import InputError
 from tfamp.files import console
 from tfamp.formats import FORMATS
 from tfamp.hardware.devices import KNOWN_HARDWARE, Hardware
-from tfamp.hardware.known_issues import known_issues
+from tfamp.hardware.known_issues import TRIED, known_issues
 
 
 def run(capsys, *argv):
@@ -256,8 +260,22 @@ def test_known_issues_follow_the_installed_versions():
     assert "MultiWorkerMirroredStrategy" in trouble(cpu)
     newer = {"keras": "3.16.0", "tensorflow": "2.22.0"}
     absent = {"keras": None, "tensorflow-datasets": None}
-    assert trouble(cpu, newer) == ""
+    assert trouble(cpu, newer).count("never tried with this version") == 2
+    assert trouble(cpu, newer).count("\n") == 1
     assert trouble(cpu, absent) == ""
+
+
+def test_what_was_tried_is_what_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    pins = [
+        Requirement(line)
+        for line in setup["options"]["install_requires"].splitlines()
+        if line and line[0] != "#"
+    ]
+    wanted = {pin.name: pin.specifier for pin in pins if pin.name in TRIED}
+    wanted["python"] = SpecifierSet(setup["options"]["python_requires"])
+    assert {n: SpecifierSet(s) for n, s in TRIED.items()} == wanted
 
 
 def test_known_issues_follow_the_hardware():

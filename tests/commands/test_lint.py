@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from tfamp import cli
 from tfamp.analysis.lint.check import RULES
 from tfamp.analysis.lint.findings import Finding
 from tfamp.analysis.lint.sarif import sarif_log
+from tfamp.analysis.shadow.report import MADE_ERROR
 
 RECIPE = """
 import dataclasses
@@ -96,13 +98,16 @@ def test_findings_are_told_by_rule_with_layer_and_fix(capsys, recipe):
     ]
     assert "classes" in blocks[0]
     assert "tfamp.keep_float32(model)" in blocks[0]
-    assert "gate" in blocks[1]
-    assert 'keras.ops.cast(logits, "float32")' in blocks[1]
+    # The line of the recipe on which the softmax is.
+    assert re.search(r"gate  \S+\.py:21\n", blocks[1])
+    assert "tfamp.keep_float32(model)" in blocks[1]
     assert "makes data" in err
 
 
 def test_a_clean_recipe_exits_with_0(capsys, recipe):
-    status, out, _ = run(capsys, "lint", recipe, "--config.is_mended=true")
+    status, out, _ = run(
+        capsys, "lint", recipe, "--run", "--config.is_mended=true"
+    )
     assert (status, out) == (0, "nothing found\n")
 
 
@@ -118,7 +123,14 @@ def test_warnings_alone_exit_with_0_and_json_is_strict(capsys, recipe):
     assert report["replicas"] == 1
     assert report["counts"] == {"error": 0, "warning": 1, "info": 0}
     (finding,) = report["findings"]
-    assert set(finding) == {"rule", "severity", "layer", "message", "fix"}
+    assert set(finding) == {
+        "rule",
+        "severity",
+        "layer",
+        "message",
+        "fix",
+        "line",
+    }
     assert (finding["rule"], finding["layer"]) == ("hidden-softmax", "gate")
 
 
@@ -131,7 +143,9 @@ def test_sarif_points_at_the_lines_that_make_the_layers(capsys, recipe):
     (found,) = log["runs"]
     driver = found["tool"]["driver"]
     assert driver["name"] == "tfamp lint"
-    assert [r["id"] for r in driver["rules"]] == [r.name for r in RULES]
+    assert [r["id"] for r in driver["rules"]] == [
+        r.name for r in (*RULES, MADE_ERROR)
+    ]
     first, second = found["results"]
     for result, rule, level, line in (
         # The call begins on the line before its arguments.

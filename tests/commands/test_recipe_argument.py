@@ -1,4 +1,4 @@
-"""`--config.FIELD=VALUE`, for every command that takes a recipe."""
+"""The flags of a recipe, for every command that takes one."""
 
 import argparse
 
@@ -16,8 +16,8 @@ def parse(*argv):
     settings, rest = split_settings(argv)
     parser = argparse.ArgumentParser()
     recipe_argument.add_to(parser)
-    args = parser.parse_args(rest)
-    recipe_argument.attach_settings(args, settings)
+    args, others = parser.parse_known_args(rest)
+    recipe_argument.attach_settings(args, settings, others)
     return args
 
 
@@ -26,6 +26,39 @@ def test_settings_stand_anywhere_and_become_fields():
     recipe, config = recipe_argument.load(args)
     assert recipe.Config is type(config)
     assert (config.batch_size, config.dataset) == (32, "a=b")
+
+
+def test_flags_are_written_as_when_the_recipe_is_run():
+    args = parse(RECIPE, "--batch_size=32", "--seed", "7", "--config.epochs=2")
+    _, config = recipe_argument.load(args)
+    assert (config.batch_size, config.seed, config.epochs) == (32, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["lint", RECIPE, "--batchsize=32"], "Did you mean batch_size?"),
+        (["lint", RECIPE, "--srif=x"], "Did you mean sarif?"),
+        (["lint", RECIPE, "--epochs=three"], "epochs=three: expected an int"),
+        (["lint", RECIPE, "epochs=3"], "flags are written --FLAG=VALUE"),
+        (["formats", "--scal=2"], "unrecognized arguments: --scal=2"),
+        (["lint", "recipes.image_clasification"], "recipes.image_classificati"),
+        (["lint", "language_model"], "Did you mean recipes.language_model?"),
+        (["bench", RECIPE, "--output_dir=x", "--precisions=fp17"], "fp17"),
+    ],
+)
+def test_a_slip_is_one_line_with_what_was_meant(argv, words, capsys):
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_names_of_other_libraries_are_understood():
+    parser = argparse.ArgumentParser()
+    recipe_argument.add_precisions_to(parser)
+    args = parser.parse_args(["--precisions=fp32,bf16-mixed, 16-mixed"])
+    assert args.precisions == ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @pytest.mark.parametrize("argument", ["--config.seed", "--config.=3"])

@@ -47,7 +47,7 @@ MARGIN_SECONDS = 10
 SCENARIOS = {
     (2, False): (
         *("small", "evaluation", "overflow", "blame", "stop", "files"),
-        "reduction",
+        *("reduction", "sharded"),
     ),
     (2, True): ("recipe", "low_rank", "matrix", "resumable"),
     (3, True): ("small", "evaluation", "recipe"),
@@ -218,6 +218,21 @@ def test_each_example_counts_once_in_uneven_last_batches(job, workers):
     assert list(results["history_val_rows"]) == [25, 25]
     assert results["evaluate_rows"] == 37
     expected = one_process(program.evaluation)
+    assert results.keys() == expected.keys()
+    for name, value in results.items():
+        np.testing.assert_allclose(
+            value, expected[name], **FLOAT32_ROUNDING, err_msg=name
+        )
+
+
+def test_workers_decode_their_rows_and_have_the_numbers_of_one_process(job):
+    results = job(2, "sharded")
+
+    expected = one_process(program.sharded)
+
+    assert expected.pop("decoded") == 2 * 13
+    # 3, 3 and 1 of 6, 6 and 1 rows, twice.
+    assert results.pop("decoded") == 2 * 7
     assert results.keys() == expected.keys()
     for name, value in results.items():
         np.testing.assert_allclose(

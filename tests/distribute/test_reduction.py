@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import mostly_long
 from tests.distribute import reduction_cases as cases
 from tfamp.distribute import reduction
 
 
 # Two replicas have TensorFlow's own collectives, four reduce to one device.
-@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("replicas", mostly_long([1, 2, 4], always=[2]))
 def test_each_mix_of_dtypes_arrives(replicas, mirrored):
     results = cases.crossed(mirrored(replicas))
 

@@ -18,7 +18,7 @@ NOTHING = {
     "gpu": "",
     "tpu": "",
     "tpu_chips": 0,
-    "versions": {"tensorflow": "2.19.0"},
+    "versions": {"tensorflow": "2.18.0"},
 }
 
 
@@ -44,7 +44,7 @@ def advise(cell):
 def test_a_cpu_runtime_is_told_what_is_installed(advise):
     words, pip = advise()
     assert "Runtime: CPU" in words
-    assert "Here: tensorflow 2.19.0. tfamp is tested with " in words
+    assert "Here: tensorflow 2.18.0. tfamp is tested with " in words
     assert pip == ["-e /content/tfamp-source[recipes,report]"]
 
 
@@ -59,7 +59,13 @@ def test_a_gpu_gets_the_precision_that_tfamp_recommends(advise, name):
     assert f"Its precision: {advice.precision}" in words
     assert ("dynamic" in words) == (advice.loss_scaling == "dynamic")
     (arguments,) = pip
-    assert "tensorflow[and-cuda]>=2.21,<2.22" in arguments
+    assert "tensorflow[and-cuda]>=2.19,<2.22" in arguments
+
+
+def test_the_tensorflow_that_colab_has_stays(advise):
+    here = {"tensorflow": "2.20.0"}
+    _, pip = advise(gpu="Tesla T4, 7.5", versions=here)
+    assert pip == ["-e /content/tfamp-source[recipes,report]"]
 
 
 def test_an_old_gpu_is_told_what_that_means(advise):
@@ -153,7 +159,7 @@ class Machine:
         """
         (self._folder / "modules/pip.py").write_text(textwrap.dedent(program))
 
-    def add_tensorflow(self, version="2.19.0", devices=("CPU",)):
+    def add_tensorflow(self, version="2.18.0", devices=("CPU",)):
         text = _tensorflow(version, devices)
         (self._folder / "modules/tensorflow.py").write_text(text)
         info = self._folder / f"modules/tensorflow-{version}.dist-info"
@@ -262,8 +268,8 @@ def test_on_colab_with_a_new_gpu(machine):
     printed = machine.run()
 
     assert "Runtime: NVIDIA A100-SXM4-40GB, compute capability 8.0." in printed
-    assert "Here: tensorflow 2.19.0. tfamp is tested with" in printed
-    assert "tensorflow[and-cuda]>=2.21,<2.22\n" in printed
+    assert "Here: tensorflow 2.18.0. tfamp is tested with" in printed
+    assert "tensorflow[and-cuda]>=2.19,<2.22\n" in printed
     assert printed.endswith("TensorFlow 2.21.0 sees 1 GPU.\n")
 
 

@@ -201,6 +201,35 @@ def test_pieces_and_xla_do_not_hide_it(mirrored, events, microbatches, jit):
     assert said == [("forward", "planted_2", 1), ("backward", "planted_1", 0)]
 
 
+class MeanOfMany(keras.layers.Layer):
+    """Of 2**14 sixteens: their sum is beyond float16, their mean is not."""
+
+    def call(self, x):
+        ones = tf.ones([1, 2**14], x.dtype) * tf.reduce_max(x * 0 + 16)
+        return x + 0 * tf.reduce_mean(ones)
+
+
+def test_a_replay_sums_in_float32_as_the_step_does(events):
+    with tfamp.precision_scope("mixed_float16"):
+        inputs = keras.Input((4,))
+        x = MeanOfMany(name="mean")(inputs)
+        outputs = Planted(1, name="planted_1")(x)
+        model = keras.Model(inputs, outputs)
+        optimizer = tfamp.wrap_optimizer(
+            keras.optimizers.SGD(1e-9), initial_scale=1024.0
+        )
+        model.compile(optimizer, total, auto_scale_loss=False)
+    fit_unkept(
+        model,
+        data([plant(5, FORWARD, 1, "forward", "")]),
+        on_overflow="blame",
+        callbacks=[events],
+        verbose=0,
+    )
+    (event,) = events.overflows
+    assert event.blame.layer == "planted_1"
+
+
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_replay_draws_the_numbers_of_the_step(events, microbatches):
     with tfamp.precision_scope("mixed_float16"):

@@ -170,11 +170,11 @@ def test_a_sum_that_overflows_alone_is_told(mirrored):
     with mirrored(2).scope():
         model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
         optimizer = tfamp.LossScaleOptimizer(
-            keras.optimizers.SGD(), dynamic=False, initial_scale=1.0
+            keras.optimizers.SGD(), dynamic=False, initial_scale=2.0
         )
         model.compile(optimizer, lambda y, y_pred: y * y_pred)
-    # Each replica's gradient is 4e4, and crosses in float16.
-    x, y = np.full((2, 1), 2.0, "float32"), np.full((2, 1), 4e4, "float32")
+    # Each replica's scaled gradient is 4e4, and crosses in float16.
+    x, y = np.full((2, 1), 2.0, "float32"), np.full((2, 1), 2e4, "float32")
     dataset = tf.data.Dataset.from_tensors((x, y))
     said = said_of(model, dataset, all_reduce_dtype="float16")
     assert "finite on each of them, but not their sum in float16" in said

@@ -85,7 +85,9 @@ def test_products_run_in_16_bits_and_softmax_norms_and_loss_in_float32(
     steps = matmul_dtypes.training_steps(model, loss, x, y)
     dtypes = {kind: set() for kind in ("product", "softmax or loss")}
     for step in steps:
-        dtypes.setdefault(step.kind, set()).add(step.dtype)
+        # The head's product is float32, as all of the head.
+        if not (step.kind == "product" and "vocabulary" in step.name):
+            dtypes.setdefault(step.kind, set()).add(step.dtype)
     assert dtypes == {
         "product": {precision.removeprefix("mixed_")},
         "softmax or loss": {"float32"},
@@ -178,7 +180,7 @@ HEADS = {
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("name", HEADS)
-def test_outputs_are_float32_and_their_products_16_bits(
+def test_outputs_are_float32_and_products_of_bounded_ones_16_bits(
     name, precision, tmp_path
 ):
     model = functional(*HEADS[name]())
@@ -186,6 +188,8 @@ def test_outputs_are_float32_and_their_products_16_bits(
     keep_float32(model)
     loaded = saved_and_loaded(model, tmp_path)
     expected = {tf.dtypes.as_dtype(precision.removeprefix("mixed_"))}
+    if name in ("linear", "handed through", "separable convolution"):
+        expected = {tf.float32}
     for each in (model, loaded):
         for training in (False, True):
 
@@ -228,10 +232,10 @@ def test_each_output_of_a_model_is_float32(precision):
 
 
 def test_a_layer_that_cannot_be_split_is_float32_as_a_whole(precision):
-    model = functional(layers.Reshape((4, 1)), layers.LSTM(2, name="lstm"))
+    model = functional(layers.PReLU(name="own"))
     kept = keep_float32(model)
     assert reasons(kept) == {
-        "lstm": "output in float32, and with it the whole layer"
+        "own": "output in float32, and with it the whole layer"
     }
     assert model(BATCH).dtype == tf.float32
 
@@ -292,7 +296,7 @@ def test_a_softmax_inside_the_model_returns_16_bits_from_float32(
 def test_attention_without_heads_agrees_with_float32(cls, precision, tmp_path):
     query = keras.Input((3, 4))
     value = keras.Input((3, 4))
-    outputs = layers.Dense(2)(cls(name="a")([query, value]))
+    outputs = layers.Dense(2, "softmax")(cls(name="a")([query, value]))
     model = keras.Model([query, value], outputs)
     keep_float32(model)
     random = np.random.default_rng(0)
@@ -333,7 +337,7 @@ def test_returned_attention_scores_leave_the_value_product_in_16_bits(
     tokens = keras.Input((3, 4))
     attention = layers.MultiHeadAttention(2, 2, dropout=dropout)
     outputs, _ = attention(tokens, tokens, return_attention_scores=True)
-    model = keras.Model(tokens, layers.Dense(2)(outputs))
+    model = keras.Model(tokens, layers.Dense(2, "softmax")(outputs))
     keep_float32(model)
     assert product_dtypes(model, np.zeros((1, 3, 4), "float32")) == {
         tf.as_dtype(precision.removeprefix("mixed_")).as_datatype_enum

@@ -245,7 +245,8 @@ def dtypes_of(function, *args, names):
 def test_products_stay_in_16_bits_between_float32_operations(training):
     keras.config.set_dtype_policy("mixed_bfloat16")
     inputs = keras.Input((3, 4))
-    model = keras.Model(inputs, layers.Dense(2)(OwnAttention()(inputs)))
+    outputs = layers.Dense(2, "softmax")(OwnAttention()(inputs))
+    model = keras.Model(inputs, outputs)
     keep_float32(model)
     x = tf.ones((2, 3, 4))
 

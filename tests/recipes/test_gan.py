@@ -120,6 +120,7 @@ def assert_equal(states, others):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_training_comes_nearer_to_real_images(longer, first_run):
     train, real = pixels.load("digits", longer.data_dir, 0, 1).compared_images()
     known = known_distances(train, real)
@@ -137,6 +138,7 @@ def test_training_comes_nearer_to_real_images(longer, first_run):
         assert results[f"loss_scale_{name}"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_picture_of_samples(first_run):
     folder, _ = first_run
     picture = tf.io.decode_png((folder / "samples.png").read_bytes())
@@ -148,7 +150,7 @@ def test_a_run_leaves_a_picture_of_samples(first_run):
     ("precision", "num_devices"),
     mostly_long(
         [("mixed_bfloat16", 1), ("mixed_float16", 1), ("mixed_float16", 2)],
-        always=[("mixed_float16", 2)],
+        always=[("mixed_bfloat16", 1)],
     ),
 )
 def test_two_steps_train_in_16_bits_and_on_two_replicas(
@@ -166,6 +168,7 @@ def test_two_steps_train_in_16_bits_and_on_two_replicas(
         )
 
 
+@pytest.mark.slow
 def test_a_seed_reproduces(config, two_steps):
     precision = "mixed_bfloat16"
     again = dataclasses.replace(config, precision=precision, num_devices=1)

@@ -88,6 +88,7 @@ def test_training_learns_and_ends_with_the_averaged_weights(
         np.testing.assert_array_equal(average, weight)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result_and_another_seed_another(config, tiny_model):
     first, again = recipe.train(config), recipe.train(config)
     assert first == again

@@ -339,6 +339,7 @@ def finished_run(topics_dir, tmp_path_factory):
     return printed.getvalue(), output, record["final_metrics"]
 
 
+@pytest.mark.slow
 def test_training_learns_more_than_how_frequent_each_byte_is(finished_run):
     printed, _, metrics = finished_run
     line = re.search(r"without a model: ([\d.]+) .*, ([\d.]+) by", printed)

@@ -76,6 +76,7 @@ def test_seeded_processes_draw_different_names_of_temporary_folders():
     assert draws[0] != draws[1]
 
 
+@pytest.mark.slow
 def test_seeded_processes_prepare_one_folder_at_the_same_time(tmp_path):
     program = (
         "import random, sys; from recipes.data import loading\n"

@@ -57,6 +57,7 @@ def test_two_steps_train_in_every_precision_and_on_two_replicas(
     assert results["skipped_steps"] == 0
 
 
+@pytest.mark.slow
 def test_training_beats_the_background_and_draws_what_it_found(
     config, tmp_path
 ):
@@ -129,6 +130,7 @@ def test_an_evaluation_sees_the_same_scenes_with_every_seed(config):
         np.testing.assert_array_equal(y, y2)
 
 
+@pytest.mark.slow
 def test_training_scenes_follow_the_seed_and_change_by_epoch(config):
     def epochs(seed):
         train, _ = recipe.make_datasets(dataclasses.replace(config, seed=seed))

@@ -16,6 +16,7 @@ from recipes.data import labelled_text, passages, subwords, text
 from recipes.data.masked_tokens import Masking, hide_tokens, mask_tokens
 from recipes.data.tokens import ByteTokenizer, make_tokenizer
 from tests import matmul_dtypes
+from tests.conftest import mostly_slow
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp.files.output import utc_now
 from tfamp.precision.policy import PRECISIONS
@@ -92,12 +93,13 @@ def check_metrics(metrics, precision):
     assert metrics["loss_scale"] == scale
 
 
+@pytest.mark.slow
 def test_both_phases_train_in_float32(finished_run):
     _, metrics, *_ = finished_run
     check_metrics(metrics, "float32")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_both_phases_train_in_float16_on_two_replicas(config):
     config = dataclasses.replace(
         config, precision="mixed_float16", num_devices=2
@@ -105,6 +107,7 @@ def test_both_phases_train_in_float16_on_two_replicas(config):
     check_metrics(recipe.train(config), "mixed_float16")
 
 
+@pytest.mark.slow
 def test_both_phases_train_in_bfloat16_and_beat_the_most_frequent_class(config):
     config = dataclasses.replace(
         config,
@@ -222,7 +225,9 @@ def padded(tokens, length, padding):
     )
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision", mostly_slow(PRECISIONS, always=["mixed_float16"])
+)
 def test_padding_does_not_influence_the_result(config, precision):
     tfamp.set_precision(precision)
     loaded = recipe._load(config)

@@ -377,3 +377,12 @@ def test_float8_scales_agree_by_the_largest_and_a_skip_keeps_them(mirrored):
     for path, values in float8_state(model).items():
         for value, before in zip(values, states[1][path], strict=True):
             np.testing.assert_array_equal(value, before, err_msg=path)
+
+
+def test_arrays_are_gradients_as_for_keras():
+    optimizer = tfamp.LossScaleOptimizer(
+        keras.optimizers.SGD(1.0), initial_scale=4.0
+    )
+    weight = keras.Variable([1.0])
+    optimizer.apply([np.array([2.0], "float32")], [weight])
+    np.testing.assert_array_equal(weight, [1 - 2 / 4])

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import FLOAT32_ROUNDING
+from tests.conftest import FLOAT32_ROUNDING, mostly_slow
 from tests.resumable_run import build_model, make_dataset
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.scaling.gradients import all_reduce
@@ -57,7 +57,7 @@ def _devices(tensors):
     return len({tensor.op.device for tensor in tensors})
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", mostly_slow([2, 4], always=[2]))
 def test_sixteen_bits_halve_what_each_step_sends(replicas, mirrored):
     whole, weights = traced_step(mirrored(replicas), None)
     half, _ = traced_step(mirrored(replicas), "bfloat16")

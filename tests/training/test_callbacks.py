@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tfamp
 from tfamp.files import output
 from tfamp.recipe import flag
-from tfamp.training import callbacks, run_record
+from tfamp.training import callbacks, progress_bar, run_record
 
 LOGS = {
     "loss": 0.5,
@@ -144,6 +145,59 @@ def test_a_batch_without_new_logs_moves_the_bar_on(terminal):
     assert "loss 0.5000" in last_picture
 
 
+def test_a_line_fits_a_narrow_terminal(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    many = EPOCH_LOGS | {f"a_metric_{n}": 0.5 for n in range(6)}
+    with contextlib.redirect_stdout(terminal):
+        bar = callbacks.ProgressBar(one_line_per_epoch=True)
+        drive(bar, epochs=[0])
+        drive(bar, epochs=[0], logs=many)
+    shown = terminal.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    # What there is no room for is the speed, and never a metric.
+    assert "examples/s" not in shown
+    assert shown.count("val_accuracy 1.0000") == 2
+    assert "a_metric_5 0.5000" in shown
+
+
+def test_a_pipe_gets_a_line_now_and_then_in_a_long_epoch(capsys, monkeypatch):
+    monkeypatch.setattr(progress_bar, "_PIPE_SECONDS", 0.01)
+    bar = started_bar()
+    time.sleep(0.2)
+    bar.on_train_batch_end(1, LOGS)
+    time.sleep(0.2)
+    bar.close()
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "epoch 1/1  0/9  0 s  waiting for the first step"
+    assert last.startswith("epoch 1/1  2/9  0 s  loss 0.5000  accuracy 0.7500")
+
+
+def test_a_notebook_gets_one_line_that_is_written_over(capsys, monkeypatch):
+    monkeypatch.setattr(progress_bar, "_NOTEBOOK_SECONDS", 0.01)
+    monkeypatch.setattr(progress_bar, "_is_notebook", lambda: True)
+    bar = started_bar()
+    time.sleep(0.2)
+    bar.on_epoch_end(0, LOGS)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    *_, before, blank, line = out.split("\r")
+    assert before.rstrip() == "epoch 1/1  0/9  0 s  waiting for the first step"
+    assert len(blank) >= len(before.rstrip())
+    assert blank.isspace()
+    assert line.startswith("epoch 1/1  loss 0.5000")
+
+
+def test_averaged_weights_are_evaluated_for_a_last_line(capsys):
+    model = small_model()
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+    model.compile(optimizer, "mse")
+    x, y = np.ones((4, 2), "float32"), np.zeros((4, 1), "float32")
+    tfamp.fit(model, x, y, validation_data=(x, y), epochs=1)
+    *_, last = capsys.readouterr().out.splitlines()
+    expected = float(np.mean(model(x).numpy() ** 2))
+    assert last == f"final (averaged weights)  val_loss {expected:.4f}"
+
+
 def test_close_gives_the_cursor_back_and_may_be_repeated(terminal):
     hide, show = "\x1b[?25l", "\x1b[?25h"
     callbacks.ProgressBar().close()
@@ -167,7 +221,9 @@ def test_a_bar_that_is_dropped_gives_the_cursor_back(terminal):
 @pytest.mark.parametrize(
     ("logs", "line"),
     [
-        ({"loss_scale": 1.0}, "scale 2^0"),
+        ({"loss_scale": 1.0, "skipped_steps": 0}, ""),
+        ({"loss_scale": 1.0, "skipped_steps": 2}, "skipped 2"),
+        ({"loss_scale": 8.0, "skipped_steps": 0}, "scale 2^3  skipped 0"),
         ({"loss_scale": 1000.0}, "scale 1000"),
         ({"loss_scale": 0.0}, "scale 0"),
         ({"loss_scale": math.inf}, "scale inf"),

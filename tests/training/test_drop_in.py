@@ -173,6 +173,75 @@ def test_data_that_cannot_be_taken_get_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_callbacks_are_told_of_executions_as_by_keras():
+    told = []
+
+    class Tell(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            told.append(("train", batch))
+
+        def on_test_batch_begin(self, batch, logs=None):
+            told.append(("test", batch))
+
+        def on_predict_batch_end(self, batch, logs=None):
+            told.append(("predict", batch, len(logs["outputs"])))
+
+    def run(fit, evaluate, predict):
+        told.clear()
+        model = build_model(steps_per_execution=2)
+        options = {"batch_size": 8, "callbacks": [Tell()], "verbose": 0}
+        fit(model, X, Y, **options)
+        evaluate(model, X, Y, **options)
+        outputs = predict(model, X, **options)
+        return list(told), outputs
+
+    stock, expected = run(
+        keras.Model.fit, keras.Model.evaluate, keras.Model.predict
+    )
+    ours, outputs = run(tfamp.fit, tfamp.evaluate, tfamp.predict)
+    assert ours == stock
+    assert stock[-1] == ("predict", 3, 6)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
+def test_a_loss_without_targets_gets_one_line():
+    with pytest.raises(tfamp.InputError, match="the data have no targets"):
+        tfamp.fit(build_model(), X, verbose=0)
+
+
+def test_ragged_batches_that_a_layer_cannot_take_get_one_line():
+    rows = tf.ragged.constant([[1.0, 2.0], [3.0]] * 4)
+    ragged = tf.data.Dataset.from_tensor_slices((rows, np.zeros(8))).batch(8)
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(tfamp.InputError, match=r"ragged|cannot take these"):
+        tfamp.fit(model, ragged, verbose=0)
+
+
+def test_a_token_beyond_the_vocabulary_gets_one_line():
+    model = keras.Sequential([keras.layers.Embedding(3, 1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(tfamp.InputError, match=r"= 3 is not in \[0, 3\)"):
+        tfamp.fit(model, np.full((4, 1), 3), np.zeros((4, 1, 1)), verbose=0)
+
+
+def test_probe_takes_datasets_only():
+    with pytest.raises(tfamp.InputError, match=r"Expected a tf\.data"):
+        tfamp.probe(build_model(), (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (keras.optimizers.Adam, r"Adam is a class; .* wrap_optimizer\(Adam\("),
+        ("adma", "Could not interpret|adma"),
+    ],
+)
+def test_what_is_no_optimizer_gets_one_line(optimizer, message):
+    with pytest.raises(tfamp.InputError, match=message):
+        tfamp.wrap_optimizer(optimizer)
+
+
 @pytest.mark.parametrize(
     ("compiled", "given", "message"),
     [

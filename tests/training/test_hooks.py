@@ -94,3 +94,52 @@ def test_nothing_is_printed_where_interactive_logging_is_off(capsys):
     finally:
         keras.config.enable_interactive_logging()
     assert capsys.readouterr().out == ""
+
+
+class OfEpochs(keras.callbacks.Callback):
+    """Has an attribute that callbacks of Keras have, and a hook."""
+
+    update_freq = "epoch"
+    calls = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.calls += 1
+
+
+def test_an_attribute_that_looks_like_keras_keeps_no_hook_from_being_called():
+    callback = OfEpochs()
+    tfamp.fit(
+        build_model(), X, Y, batch_size=2, callbacks=[callback], verbose=0
+    )
+    assert callback.calls == 6
+
+
+def several_optimizers():
+    optimizers = keras.optimizers.OptimizerMap(
+        default_optimizer=keras.optimizers.SGD(0.5)
+    )
+    optimizers["kernel"] = keras.optimizers.SGD(0.25)
+    return keras.optimizers.MultiOptimizer(optimizers)
+
+
+def test_a_schedule_sets_the_rates_of_several_optimizers():
+    model = build_model()
+    model.compile(several_optimizers(), "mse")
+    halve = keras.callbacks.LearningRateScheduler(lambda _, rate: rate / 2)
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        monitor="loss", factor=0.5, patience=1, min_delta=1e9
+    )
+
+    tfamp.fit(
+        model, X[:2], Y[:2], epochs=2, callbacks=[halve, plateau], verbose=0
+    )
+
+    # Halved in each epoch, and once more at the end of the second.
+    rates = [float(o.learning_rate) for o in model.optimizer.optimizers]
+    assert sorted(rates) == [0.25 / 8, 0.5 / 8]
+
+
+def test_an_optimizer_that_is_one_has_no_several():
+    assert not hasattr(
+        tfamp.LossScaleOptimizer(keras.optimizers.SGD()), "optimizers"
+    )

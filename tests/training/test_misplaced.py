@@ -68,6 +68,14 @@ def test_an_optimizer_wrapped_for_another_precision():
         tfamp.fit(model, X, Y, verbose=0)
 
 
+def test_a_loss_that_compile_was_told_not_to_scale_is_not_scaled():
+    tfamp.set_precision("mixed_float16")
+    model = build_model(auto_scale_loss=False)
+    with pytest.warns(UserWarning, match="without loss scaling"):
+        history = tfamp.fit(model, X, Y, verbose=0)
+    assert history.history["loss_scale"] == [1]
+
+
 def test_a_model_built_outside_of_the_scope(mirrored):
     model = build_model()
     with (

@@ -110,7 +110,13 @@ def test_a_table_that_is_read_twice_stays_float32(mirrored):
 
 def test_a_weight_that_is_read_past_its_layer_is_refused():
     tfamp.set_precision("mixed_bfloat16")
-    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+    model = keras.Sequential(
+        [
+            keras.Input([2]),
+            keras.layers.Dense(2),
+            keras.layers.Dense(1, dtype="float32"),
+        ]
+    )
     kernel = model.layers[0].kernel
     model.compile(
         tfamp.wrap_optimizer("sgd", shard=True),

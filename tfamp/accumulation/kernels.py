@@ -10,7 +10,8 @@ import functools
 
 import tensorflow as tf
 
-from tfamp.accumulation.trials import KERNELS, TERM
+from tfamp.accumulation.trial import TERM
+from tfamp.accumulation.trials import KERNELS
 
 # Beyond any rounding of a result, which is 0.4 % in bfloat16, and far below
 # what a stalled sum is off by.

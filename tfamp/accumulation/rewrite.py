@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from tfamp.accumulation.bias import product_with_ones
 from tfamp.accumulation.trials import KERNELS
 
 NARROW = {
@@ -68,7 +69,7 @@ def sums_in_float32(
             function.ret,
         )
     if changed:
-        _rename_functions(graph_def, f"_float32_sums_{next(_rewrites)}")
+        rename_functions(graph_def, f"_float32_sums_{next(_rewrites)}")
     return changed
 
 
@@ -99,14 +100,21 @@ def _widen(
 
     for node in nodes:
         narrow = node.attr["T"].type if "T" in node.attr else None
-        name = _kernel_of(node) if narrow in NARROW else None
-        if name is None or not any(
-            adds_in_16_bits(name, NARROW[narrow], place.device, place.jit)
-            for place in {_inside(place, node) for place in where}
+        name = kernel_of(node) if narrow in NARROW else None
+        here = () if name is None else {_inside(place, node) for place in where}
+        if name is None or not _adds_narrowly(
+            name, narrow, here, adds_in_16_bits
         ):
             all_nodes.append(node)
             continue
         changed[name] += 1
+        if (
+            name == "BiasAddGrad"
+            and node.attr["data_format"].s != b"NCHW"
+            and not _adds_narrowly("MatMul", narrow, here, adds_in_16_bits)
+        ):
+            all_nodes += product_with_ones(node, kernel_output)
+            continue
         kernel = KERNELS[name]
         positions: Iterable[int] = (
             range(len(_data_inputs(node)))
@@ -116,7 +124,8 @@ def _widen(
         for i in positions:
             wide = f"{node.name}/float32_{i}"
             node.input[i] = cast(wide, node.input[i], narrow, _FLOAT32, node)
-        node.attr["T"].type = _FLOAT32
+        for each in kernel.types:
+            node.attr[each].type = _FLOAT32
         node.attr.pop("_output_shapes", None)
         all_nodes.append(node)
         wide = node.name + kernel_output.format(output=kernel.output)
@@ -150,7 +159,14 @@ def _widen(
     return changed
 
 
-def _kernel_of(node) -> str | None:
+def _adds_narrowly(name, narrow, places, adds_in_16_bits) -> bool:
+    return any(
+        adds_in_16_bits(name, NARROW[narrow], place.device, place.jit)
+        for place in places
+    )
+
+
+def kernel_of(node) -> str | None:
     """The name in `KERNELS`, of a node that may be one to change."""
     name = node.op
     if name == "Einsum" and _sums_alone(node.attr["equation"].s.decode()):
@@ -221,7 +237,7 @@ def _function_values(attributes) -> Iterator:
         yield from value.list.func
 
 
-def _rename_functions(graph_def, suffix: str) -> None:
+def rename_functions(graph_def, suffix: str) -> None:
     names = {f.signature.name for f in graph_def.library.function}
 
     def rename(nodes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tfamp.errors import InputError
+from tfamp.errors import InputError, Preempted
 
 # Enough to hide Python, few enough that an interrupt is heard soon.
 _BATCHES_PER_CALL = 256
@@ -24,6 +24,13 @@ _LAZY = ("Repeat", "Concatenate", "Cache")
 _RANDOM = ("Shuffle", "RandomDataset")
 # State that goes on from one epoch to the next: generators, and Python.
 _STATEFUL = ("RngReadAndSkip", "RngSkip", "PyFunc")
+# Which input holds what iterators leave behind, and what makes a blank one.
+_MARKED = {
+    "ShuffleDatasetV3": (4, "DummySeedGenerator"),
+    "ShuffleAndRepeatDatasetV2": (5, "DummySeedGenerator"),
+    "RandomDatasetV2": (2, "DummySeedGenerator"),
+    "CacheDatasetV2": (2, "DummyMemoryCache"),
+}
 
 
 def advance(
@@ -32,6 +39,7 @@ def advance(
     *,
     epochs: int,
     steps: int,
+    is_ended: Callable[[], bool] = lambda: False,
 ) -> Iterator[Any]:
     """An iterator that goes on where a run stopped.
 
@@ -52,21 +60,35 @@ def advance(
         dataset: what it was made from.
         epochs: iterators that the run had used up before.
         steps: batches that it had taken from the one after them.
+        is_ended: whether this process was told to end.
 
     Returns:
         The iterator; its next batch is the one that came next in the run.
 
     Raises:
         InputError: where the data end before.
+        Preempted: where this process was told to end.
     """
     begin = time.monotonic()
     reads = epochs > 0 and carries_state_between_epochs(dataset)
-    skip = _skipping()
-    for _ in range(epochs):
+    take = _skipping()
+
+    def skip(iterator: Iterator[Any], count: int) -> int:
+        if is_ended():
+            raise Preempted(
+                "SIGTERM: nothing was trained yet; start the same command "
+                "again to go on."
+            )
+        return take(iterator, count)
+
+    for epoch in range(epochs):
         iterator = iter(batches)
         if reads:
             while skip(iterator, _BATCHES_PER_CALL) == _BATCHES_PER_CALL:
                 pass
+        elif epoch == 0 and not steps:
+            # Tells whether the data are the same.
+            skip(iterator, 1)
     iterator = iter(batches)
     left = steps
     while left:
@@ -88,18 +110,43 @@ def advance(
     return iterator
 
 
+def made_anew(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The pipeline as when it was made, before anything was read from it.
+
+    Every iterator of a dataset that shuffles or caches leaves its mark on the
+    dataset. Of a copy through its graph, these marks can be left out.
+    """
+    graph = _graph_of(dataset)
+    if graph is None:
+        return dataset
+    for node in list(graph.node):
+        if node.op in _MARKED:
+            place, blank = _MARKED[node.op]
+            added = graph.node.add()
+            added.op = blank
+            added.name = f"{node.name.replace('/', '_')}_anew"
+            node.input[place] = added.name
+    (end,) = [node.input[0] for node in graph.node if node.op == "_Retval"]
+    end = end if ":" in end else f"{end}:0"
+    imported = tf.compat.v1.wrap_function(
+        lambda: tf.graph_util.import_graph_def(
+            graph, return_elements=[end], name=""
+        ),
+        [],
+    )
+    copy = tf.data.experimental.from_variant(
+        imported()[0], dataset.element_spec
+    )
+    # Its functions live as long as it does, and what they use.
+    copy.tfamp_source = (imported, dataset)
+    return copy
+
+
 def carries_state_between_epochs(dataset: tf.data.Dataset) -> bool:
     """Whether an epoch's data depend on the earlier ones having been read."""
-    try:
-        serialized = tf.raw_ops.DatasetToGraphV2(
-            input_dataset=tf.data.experimental.to_variant(dataset),
-            # 1: leave out the state of lookup tables and the like.
-            external_state_policy=1,
-        )
-    except tf.errors.OpError:
-        # Data in memory of more than 2 GB, or a source of the user's own.
+    graph = _graph_of(dataset)
+    if graph is None:
         return True
-    graph = tf.compat.v1.GraphDef.FromString(serialized.numpy())
     functions = [node for f in graph.library.function for node in f.node_def]
     if any(_is(node, _STATEFUL) for node in [*functions, *graph.node]):
         return True
@@ -108,6 +155,19 @@ def carries_state_between_epochs(dataset: tf.data.Dataset) -> bool:
         _is(node, _LAZY) and _reads_from_random(node, nodes)
         for node in graph.node
     )
+
+
+def _graph_of(dataset: tf.data.Dataset) -> tf.compat.v1.GraphDef | None:
+    """None for more than 2 GB in memory, or a source of the user's own."""
+    try:
+        serialized = tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset),
+            # 1: leave out the state of lookup tables and the like.
+            external_state_policy=1,
+        )
+    except tf.errors.OpError:
+        return None
+    return tf.compat.v1.GraphDef.FromString(serialized.numpy())
 
 
 def _reads_from_random(node, nodes) -> bool:

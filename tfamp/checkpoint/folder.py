@@ -9,20 +9,16 @@ say, so it is written and never believed.
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfamp.errors import InputError
+from tfamp.checkpoint import place
+from tfamp.errors import InputError, SaveError
 
-_INDEX = re.compile(r"ckpt-(\d+)\.index")
-_FILES = re.compile(r"ckpt-(\d+)(\.index\S*|\.data-\S+|_temp)/?")
-_UNWRITABLE = (
-    tf.errors.PermissionDeniedError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.NotFoundError,
-    tf.errors.ResourceExhaustedError,
-)
+# As they are counted here; who renames files may come to others.
+_NUMBER = r"ckpt-(0|[1-9]\d{0,17})"
+_INDEX = re.compile(rf"{_NUMBER}\.index")
+_FILES = re.compile(rf"{_NUMBER}(\.index\S*|\.data-\S+|_temp)/?")
 _STATE = re.compile(r"checkpoint(\.tmp\w*)?")
 
 
@@ -47,6 +43,7 @@ class Folder:
         is_chief: bool,
     ):
         self.directory = directory
+        self._alias = place.Alias(directory)
         self.is_chief = is_chief
         self._checkpoint = checkpoint
         self._keep = keep
@@ -58,7 +55,11 @@ class Folder:
 
     def prefix(self, number: int) -> str:
         """Path of a checkpoint without its suffixes, as TensorFlow takes it."""
-        return self.path(f"ckpt-{number}")
+        return os.path.join(self._alias.path, f"ckpt-{number}")
+
+    def shown(self, text: str) -> str:
+        """A message with paths as the user knows them."""
+        return self._alias.shown(text)
 
     def numbers(self) -> list[int]:
         """Of the checkpoints that were saved to the end, in order."""
@@ -74,43 +75,41 @@ class Folder:
 
         Raises:
             InputError: where that fails.
+            SaveError: where it may not, another time.
         """
         # Named as what a killed save leaves: deleted if this is killed.
         probe = self.path("checkpoint.tmp")
-        with self._told_in_one_line():
+        with place.told_in_one_line(self.directory, begins=True):
             tf.io.gfile.makedirs(self.directory)
-            with tf.io.gfile.GFile(probe, "w") as file:
-                file.write("")
-            tf.io.gfile.remove(probe)
+            place.write_text(probe, "")
+            place.remove(probe)
 
     def save(self) -> None:
         """Saves a new one, and deletes those that are too many then.
 
         Raises:
             InputError: where the directory cannot be written.
+            SaveError: where it can be, another time.
         """
-        with self._told_in_one_line():
-            if self._manager is None:
-                self._manager = self._managed()
-            # Never a number in use: a kill would leave half of either.
-            number = max(self.numbers(), default=0) + 1
-            self._manager.save(checkpoint_number=number)
-
-    @contextlib.contextmanager
-    def _told_in_one_line(self) -> Iterator[None]:
         try:
-            yield
-        except _UNWRITABLE as error:
-            raise InputError(
-                f"Cannot save checkpoints in {self.directory}: {error.message}"
-            ) from None
+            with place.told_in_one_line(self.directory):
+                if self._manager is None:
+                    self._manager = self._managed()
+                # Never a number in use: a kill would leave half of either.
+                number = max(self.numbers(), default=0) + 1
+                self._manager.save(checkpoint_number=number)
+        except (InputError, SaveError):
+            self._manager = None
+            with contextlib.suppress(tf.errors.OpError, OSError):
+                self._clean()
+            raise
 
     def _managed(self) -> tf.train.CheckpointManager:
         tf.io.gfile.makedirs(self.directory)
         self._clean()
         self._record()
         return tf.train.CheckpointManager(
-            self._checkpoint, self.directory, max_to_keep=self._keep
+            self._checkpoint, self._alias.path, max_to_keep=self._keep
         )
 
     def _names(self) -> list[str]:
@@ -119,6 +118,7 @@ class Folder:
         return tf.io.gfile.listdir(self.directory)
 
     def _check(self) -> None:
+        """Finds what cannot be a directory of checkpoints."""
         if tf.io.gfile.exists(self.directory) and not tf.io.gfile.isdir(
             self.directory
         ):
@@ -146,10 +146,11 @@ class Folder:
         whole = set(self.numbers())
         for name in self._names():
             files, state = _FILES.fullmatch(name), _STATE.fullmatch(name)
-            if files and files[2] == "_temp":
-                tf.io.gfile.rmtree(self.path(name))
-            elif (files and int(files[1]) not in whole) or (state and state[1]):
-                tf.io.gfile.remove(self.path(name))
+            is_temporary = (files and files[2] == "_temp") or (
+                state and state[1]
+            )
+            if is_temporary or (files and int(files[1]) not in whole):
+                place.remove(self.path(name).rstrip("/"))
 
     def _record(self) -> None:
         """Tells TensorFlow which there are; its own record may be torn."""
@@ -162,8 +163,7 @@ class Folder:
             # It forgets those without a time; any that grows will do.
             lines.append(f"all_model_checkpoint_timestamps: {time}.0")
         lines.append("last_preserved_timestamp: 0.0")
-        with tf.io.gfile.GFile(self.path("checkpoint.tmp"), "w") as file:
-            file.write("\n".join(lines) + "\n")
+        place.write_text(self.path("checkpoint.tmp"), "\n".join(lines) + "\n")
         tf.io.gfile.rename(
             self.path("checkpoint.tmp"), self.path("checkpoint"), overwrite=True
         )

@@ -36,7 +36,9 @@ class ReplicaState:
         self._variables = list(variables)
         self._gather = tf.function(self._gather_now, autograph=False)
         self._fingerprint = tf.function(self._fingerprint_now, autograph=False)
-        self._assign = tf.function(self._assign_now, autograph=False)
+        self._assign = tf.function(
+            self._assign_now, autograph=False, reduce_retracing=True
+        )
 
     def read(self) -> dict[int, tf.Tensor]:
         """By position of the variable: a row for each replica.

@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tfamp.checkpoint import plain_values
 from tfamp.checkpoint.frozen import fingerprint, frozen_weights
 from tfamp.checkpoint.random_state import get_random_state
 from tfamp.checkpoint.replica_state import ReplicaState, is_read_together
 from tfamp.checkpoint.whole_variables import WholeVariable, standing_for
 from tfamp.errors import InputError
+from tfamp.layers.float8_counterparts import is_history
 from tfamp.precision.policy import precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer
 
@@ -40,6 +43,7 @@ class RunState:
             a fingerprint of each.
 
     Attributes:
+        optimizers: of the model.
         checkpoint: what TensorFlow saves: the tensors and the text as it was
             at the last `capture`.
 
@@ -49,8 +53,9 @@ class RunState:
 
     def __init__(self, model: keras.Model, with_frozen: bool = True):
         self._model = model
-        self._optimizers = _optimizers(model)
+        self.optimizers = _optimizers(model)
         frozen = [] if with_frozen else frozen_weights(model)
+        frozen = [weight for weight in frozen if not is_history(weight)]
         self._frozen = [
             [*described, fingerprint(weight)]
             for described, weight in zip(
@@ -58,13 +63,16 @@ class RunState:
             )
         ]
         left_out = {id(weight) for weight in frozen}
+        every = _variables(model, self.optimizers)
+        # Other precisions have none, and go on from this one all the same.
+        self._histories = [each for each in every if is_history(each)]
         self._keras_variables = standing_for(
             [
                 variable
-                for variable in _variables(model, self._optimizers)
-                if id(variable) not in left_out
+                for variable in every
+                if id(variable) not in left_out and not is_history(variable)
             ],
-            self._optimizers,
+            self.optimizers,
         )
         self._wholes = [
             each
@@ -82,46 +90,61 @@ class RunState:
         self._replicas = ReplicaState(
             model.distribute_strategy, [variables[i] for i in self._local]
         )
-        self._metadata = _Text()
+        self._metadata = _Bytes()
+        tensors = [v for v in variables if not is_read_together(v)]
         self.checkpoint = tf.train.Checkpoint(
-            variables=[v for v in variables if not is_read_together(v)],
+            variables=tensors,
             metadata=self._metadata,
+            **self._optional(),
+        )
+        self._without_histories = tf.train.Checkpoint(
+            variables=tensors, metadata=self._metadata
         )
         # TensorFlow makes this variable on first use; all workers must.
         _ = self.checkpoint.save_counter
 
-    def capture(self, notes: dict[str, Any]) -> None:
+    def capture(
+        self, notes: dict[str, Any], arrays: Sequence[np.ndarray] = ()
+    ) -> None:
         """Reads what TensorFlow does not save by itself.
 
         All workers must call it together.
 
         Args:
             notes: what else to save, of JSON's types.
+            arrays: what else to save.
         """
         rows = self._replicas.read()
         self._read_wholes()
-        self._metadata.text = json.dumps(
+        described, content = plain_values.pack(arrays)
+        text = json.dumps(
             {
                 "schema": _SCHEMA,
                 "precision": precision_of(self._model),
                 "variables": _described(self._keras_variables),
+                "histories": _described(self._histories),
                 "frozen": self._frozen,
                 "dynamic_scales": [each.dynamic for each in self._scaling()],
                 "replicas": {self._local[i]: _text(r) for i, r in rows.items()},
                 "random_state": get_random_state(),
+                "arrays": described,
                 **notes,
             }
         )
+        # JSON has no line breaks but those in its texts, which are escaped.
+        self._metadata.content = b"\n".join([text.encode(), content])
 
     def restore(self, prefix: str) -> dict[str, Any]:
         """Restores a checkpoint, from any precision and number of replicas.
 
-        A model of the same variables is restored whole. Of loss scales, a
+        A model of the same variables is restored whole; histories of 8-bit
+        scales begin anew where it saved none, or others. Of loss scales, a
         dynamic one starts afresh after a fixed one, and a fixed one stays
         what it is; skipped steps count on.
 
         Returns:
-            The checkpoint's metadata, with the notes of `capture`.
+            The checkpoint's metadata, with the notes of `capture`, and its
+            arrays as "arrays".
 
         Raises:
             InputError: for a checkpoint of something else; nothing was
@@ -132,7 +155,17 @@ class RunState:
         _check_frozen(metadata.get("frozen", []), self._frozen, prefix)
         described = _described(self._keras_variables)
         _check_same(metadata["variables"], described, prefix)
-        status = self.checkpoint.restore(prefix)
+        # Checkpoints from before this key have none.
+        saved = metadata.get("histories", [])
+        difference = _first_difference(
+            *map(_without_numbers, (saved, _described(self._histories)))
+        )
+        if difference is None:
+            status = self.checkpoint.restore(prefix)
+        else:
+            status = self._without_histories.restore(prefix)
+            for history in self._histories:
+                history.assign(tf.zeros(history.shape))
         status.assert_existing_objects_matched()
         for whole in self._wholes:
             whole.write()
@@ -153,6 +186,10 @@ class RunState:
             whole.read()
             if not self._model.distribute_strategy.extended.should_checkpoint:
                 whole.forget()
+
+    def _optional(self) -> dict[str, list[tf.Variable]]:
+        values = [history.value for history in self._histories]
+        return {"histories": values} if values else {}
 
     def _assign_rows(self, saved: dict[str, str]) -> None:
         places = {index: place for place, index in enumerate(self._local)}
@@ -179,7 +216,7 @@ class RunState:
     def _scaling(self) -> list[LossScaleOptimizer]:
         return [
             optimizer
-            for optimizer in self._optimizers
+            for optimizer in self.optimizers
             if isinstance(optimizer, LossScaleOptimizer)
         ]
 
@@ -195,26 +232,30 @@ def read_metadata(prefix: str) -> dict[str, Any]:
         raise InputError(
             f"{prefix} is no checkpoint of tfamp.fit; use another directory."
         )
-    metadata = json.loads(reader.get_tensor(_METADATA_KEY))
+    text, _, content = reader.get_tensor(_METADATA_KEY).partition(b"\n")
+    metadata = json.loads(text)
     if metadata["schema"] != _SCHEMA:
         raise InputError(
             f"{prefix} has the schema {metadata['schema']!r}; this version of "
             f"tfamp reads {_SCHEMA!r}."
         )
+    # Checkpoints from before this key have none.
+    described = metadata.get("arrays", [])
+    metadata["arrays"] = plain_values.unpack(described, content)
     return metadata
 
 
-class _Text(tf.train.experimental.PythonState):
-    """A text that is saved with the tensors."""
+class _Bytes(tf.train.experimental.PythonState):
+    """Bytes that are saved with the tensors."""
 
     def __init__(self):
-        self.text = ""
+        self.content = b""
 
-    def serialize(self) -> str:
-        return self.text
+    def serialize(self) -> bytes:
+        return self.content
 
     def deserialize(self, string_value: bytes) -> None:
-        self.text = string_value.decode()
+        self.content = string_value
 
 
 def _text(tensor: tf.Tensor) -> str:

@@ -7,18 +7,25 @@ number of replicas, metrics and moving statistics are right to rounding.
 
 import dataclasses
 import math
+import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfamp.checkpoint import other_state, place
+from tfamp.checkpoint.callback_state import CallbackStates
+from tfamp.checkpoint.command import Command, Saved
 from tfamp.checkpoint.folder import Folder
+from tfamp.checkpoint.lease import Lease
 from tfamp.checkpoint.random_state import set_random_state
 from tfamp.checkpoint.replica_state import gather_number
 from tfamp.checkpoint.run_state import RunState, read_metadata
-from tfamp.errors import InputError
+from tfamp.errors import InputError, Preempted, SaveError
 from tfamp.precision.policy import precision_of
 
 # What TensorFlow and JSON raise about files that are cut short or changed.
@@ -67,6 +74,7 @@ class Checkpoints:
         with_frozen: False leaves out the weights of layers whose `trainable`
             is False. The model must have them from elsewhere when it is
             restored: their fingerprints are compared.
+        callbacks: whose state is saved too; None for none.
 
     Raises:
         InputError: for a directory that holds something else, or arguments
@@ -76,12 +84,13 @@ class Checkpoints:
     def __init__(
         self,
         model: keras.Model,
-        directory: str,
+        directory: str | bytes | os.PathLike,
         *,
         monitor: str | None = None,
         mode: str | None = None,
         keep: int = 3,
         with_frozen: bool = True,
+        callbacks: CallbackStates | None = None,
     ):
         if mode not in (("min", "max") if monitor else (None, "min")):
             raise InputError(
@@ -94,10 +103,22 @@ class Checkpoints:
         self._state = RunState(model, with_frozen)
         is_chief = self._strategy.extended.should_checkpoint
         checkpoint = self._state.checkpoint
-        self._folder = Folder(str(directory), checkpoint, keep, is_chief)
-        self._best = Folder(self._folder.path("best"), checkpoint, 1, is_chief)
+        directory = place.text_of(directory)
+        with place.told_in_one_line(directory, begins=True):
+            self._folder = Folder(directory, checkpoint, keep, is_chief)
+            best = self._folder.path("best")
+            if place.is_link(best):
+                # Files are deleted in there.
+                raise InputError(
+                    f"{best} is a link; remove it, or use another directory."
+                )
+            self._best = Folder(best, checkpoint, 1, is_chief)
+        self._lease: Lease | None = None
         self._best_value: float | None = None
         self._random_state: dict[str, Any] | None = None
+        self._callbacks = callbacks
+        self._restored: str | None = None
+        self._command = Command(model, self._state.optimizers)
 
     def restore(self) -> Position | None:
         """Restores the newest checkpoint that is whole.
@@ -122,6 +143,47 @@ class Checkpoints:
         """As `restore`, of the best checkpoint."""
         return self._restore(self._best)
 
+    def begin(self) -> None:
+        """Takes note of the callbacks, and restores what was restored again.
+
+        Call it after `on_train_begin`.
+        """
+        if self._callbacks is not None:
+            self._callbacks.begin()
+        self.restore_again()
+
+    def restore_again(self) -> None:
+        """Puts back what was restored, and the callbacks' state with it.
+
+        Callbacks are told that training or an epoch begins, as they were in
+        the run that is resumed, and may set weights or a learning rate then:
+        what that run made of them counts. Does nothing where nothing was
+        restored.
+
+        Raises:
+            InputError: where the checkpoint is not there any more.
+        """
+        if self._restored is None:
+            return
+        try:
+            metadata = self._state.restore(self._restored)
+        except _UNREADABLE:
+            raise InputError(
+                "A checkpoint was there and cannot be read any more in "
+                f"{self._folder.directory}; start again once that is left "
+                "alone."
+            ) from None
+        if "command" in metadata:
+            self._command.set_rates(Saved(**metadata["command"]))
+        # Checkpoints from before this key have none.
+        if self._callbacks is not None and "callbacks" in metadata:
+            self._callbacks.restore(metadata["callbacks"], metadata["arrays"])
+        if "other" in metadata:
+            other_state.restore(
+                self._model, metadata["other"], metadata["arrays"]
+            )
+        self.restore_random_state()
+
     def restore_random_state(self) -> None:
         """Sets the random numbers of Python, NumPy and Keras as restored.
 
@@ -130,23 +192,39 @@ class Checkpoints:
         if self._random_state is not None:
             set_random_state(self._random_state)
 
-    def check_writable(self) -> None:
-        """Makes the directory and tries it, before any training is lost.
+    def open(self, is_ended: Callable[[], bool] = lambda: False) -> None:
+        """Makes the directory, and keeps other jobs out of it until `close`.
+
+        Args:
+            is_ended: whether this process was told to end; asked while it
+                waits for a job that may be dead.
 
         Raises:
-            InputError: on all workers, where the chief cannot write there.
+            InputError: on all workers, where the chief cannot write there or
+                another job does.
+            SaveError: on the chief, where it may be able to later.
         """
-        problem = None
+        problem: BaseException | None = None
         if self._folder.is_chief:
             try:
                 self._folder.check_writable()
-            except InputError as error:
+                lease = Lease(self._folder.directory, is_ended)
+                with place.told_in_one_line(self._folder.directory):
+                    lease.take()
+                self._lease = lease
+            except (InputError, SaveError, Preempted) as error:
                 problem = error
         is_problem = gather_number(self._strategy, int(problem is not None))
         if any(is_problem):
             raise problem or InputError(
                 f"The chief cannot save in {self._folder.directory}."
             )
+
+    def close(self) -> None:
+        """Lets other jobs have the directory; safe to call at any time."""
+        self._command.note_end()
+        if self._lease is not None:
+            self._lease.release()
 
     def save(
         self, position: Position, logs: dict[str, float] | None = None
@@ -158,15 +236,27 @@ class Checkpoints:
             logs: the epoch's, at its end: then it may be the best so far.
 
         Raises:
-            InputError: where the logs lack the metric to monitor.
+            InputError: where the logs lack the metric to monitor, the
+                directory cannot be written, or another job took it over.
+            SaveError: where the directory cannot be written now.
         """
         best = None if logs is None else self._monitored(logs)
+        notes = {
+            "position": dataclasses.asdict(position),
+            "best": best,
+            "command": self._command.notes(),
+        }
+        arrays: list[np.ndarray] = []
+        if self._callbacks is not None:
+            notes["callbacks"], arrays = self._callbacks.capture()
+        notes["other"] = other_state.capture(self._model, arrays)
         # All workers take part in this, and then the chief writes.
-        self._state.capture(
-            {"position": dataclasses.asdict(position), "best": best}
-        )
+        self._state.capture(notes, arrays)
         if not self._folder.is_chief:
             return
+        if self._lease is not None:
+            with place.told_in_one_line(self._folder.directory):
+                self._lease.check()
         # First: a kill between the two repeats the epoch, and loses nothing.
         if best is not None and self._is_best(best["value"]):
             self._best.save()
@@ -187,10 +277,14 @@ class Checkpoints:
         if metadata is None:
             return None
         self._random_state = metadata["random_state"]
+        self._restored = folder.prefix(number)
+        # Checkpoints from before this key say nothing.
+        if "command" in metadata:
+            self._command.go_on(Saved(**metadata["command"]), folder.directory)
         before, now = metadata["precision"], precision_of(self._model)
         logging.info(
             "Restored %s%s.",
-            folder.prefix(number),
+            folder.shown(folder.prefix(number)),
             "" if now == before else f", saved in {before}, into {now}",
         )
         return Position(**metadata["position"])
@@ -209,12 +303,12 @@ class Checkpoints:
             try:
                 return number, self._state.restore(prefix), None
             except InputError as error:
-                return _FAILED, None, error
+                return _FAILED, None, InputError(folder.shown(str(error)))
             except _UNREADABLE as error:
                 logging.warning(
                     "Checkpoint %s cannot be read and is passed over (%s).",
-                    prefix,
-                    re.sub(r"{{.*?}} *", "", str(error)).partition("\n")[0],
+                    folder.shown(prefix),
+                    folder.shown(_first_line(error)),
                 )
         if numbers or folder.has_lost_files():
             problem = InputError(
@@ -254,3 +348,9 @@ class Checkpoints:
             if (best["monitor"], best["mode"]) == wanted:
                 return best["value"]
         return None
+
+
+def _first_line(error: Exception) -> str:
+    """Of TensorFlow's message, without the names of operations."""
+    text = re.sub(r"{{.*?}} *| *\[Op:\w+\].*", "", str(error))
+    return text.partition("\n")[0]

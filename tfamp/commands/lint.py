@@ -2,7 +2,7 @@
 
 With `--json`: `schema` ("tfamp.lint/1"), `recipe`, `model`, `precision` (what
 the layers compute in), `replicas`, `counts` (findings by severity), `findings`
-(each `rule`, `severity`, `layer`, `message`, `fix`).
+(each `rule`, `severity`, `layer`, `message`, `fix`, `line`).
 """
 
 import argparse
@@ -32,10 +32,16 @@ def add_to(commands: Any) -> None:
         "lint",
         help="what in a recipe's model will go wrong in 16 bits",
         description="Looks at a recipe's model, optimizer and first batch, and "
-        "runs no step. Exits with 1 if a finding is an error.",
+        "runs no step without --run. Exits with 1 if a finding is an error.",
         allow_abbrev=False,
     )
     recipe_argument.add_to(parser)
+    parser.add_argument(
+        "--run",
+        dest="runs_step",
+        action="store_true",
+        help="run one step beside itself in float32 too, see `tfamp compare`",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--sarif",
@@ -60,7 +66,12 @@ def _run(args: argparse.Namespace) -> int:
     # What a recipe prints is not part of the report.
     with contextlib.redirect_stdout(sys.stderr):
         subject = open_subject(recipe, config)
-    findings = lint(subject.model, next(iter(subject.train_batches), None))
+    batch = next(iter(subject.train_batches), None)
+    findings = lint(subject.model, batch)
+    if args.runs_step:
+        from tfamp.analysis.shadow.compare import compare
+
+        findings += compare(subject.model, batch).findings()
     if sarif_file is not None:
         _write_sarif(
             sarif_file, findings, subject, recipe.__file__ or args.recipe
@@ -91,13 +102,14 @@ def _write_sarif(
 ) -> None:
     from tfamp.analysis.lint.check import RULES
     from tfamp.analysis.lint.sarif import sarif_log
+    from tfamp.analysis.shadow.report import MADE_ERROR
     from tfamp.files.output import write_atomically
     from tfamp.precision.layer_paths import walk
 
     types = {
         place.path: type(place.layer).__name__ for place in walk(subject.model)
     }
-    log = sarif_log(findings, RULES, pathlib.Path(source), types)
+    log = sarif_log(findings, (*RULES, MADE_ERROR), pathlib.Path(source), types)
     try:
         write_atomically(file, json.dumps(log, indent=2) + "\n")
     except OSError as error:
@@ -127,7 +139,10 @@ def _text(findings: "list[Finding]") -> list[Group | str]:
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for each in findings:
         key = (each.severity, each.rule, each.message, each.fix)
-        groups.setdefault(key, []).append(each.layer or "the model")
+        where = each.layer or "the model"
+        groups.setdefault(key, []).append(
+            f"{where}  {each.line}" if each.line else where
+        )
     blocks: list[Group | str] = []
     for (severity, rule, message, fix), layers in groups.items():
         rows = [("where", layer) for layer in layers[:1]]

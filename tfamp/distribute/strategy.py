@@ -15,6 +15,7 @@ from tfamp.distribute.cluster import (
     resolve_cluster,
     tpu_strategy,
 )
+from tfamp.distribute.sharded import Sharded
 from tfamp.errors import InputError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -198,8 +199,11 @@ def distribute_batches(
     if replicas > 1:
         _check_can_split(dataset.element_spec, replicas)
 
+    # One replica decodes all there is.
+    parts = dataset if isinstance(dataset, Sharded) and replicas > 1 else None
+    batches = dataset if parts is None else parts.undecoded
     # A dataset hands a tuple on as arguments, and a tuple of one is a tuple.
-    is_tuple = type(dataset.element_spec) is tuple
+    is_tuple = type(batches.element_spec) is tuple
 
     def dataset_fn(context: tf.distribute.InputContext) -> tf.data.Dataset:
         # The replicas of this worker, in order.
@@ -215,11 +219,21 @@ def distribute_batches(
             local = tf.data.Dataset.range(first, first + count)
             return local.map(lambda replica: share_of(replica, *batch))
 
+        def decoded(share: Share) -> Share:
+            here = None if batch_size is None else batch_size // replicas
+            return share._replace(data=parts.decode(share.data, here))
+
         if count == 1:
             # A dataset per batch takes longer than the step of a small model.
-            shares = dataset.map(lambda *batch: share_of(first, *batch))
+            shares = batches.map(lambda *batch: share_of(first, *batch))
         else:
-            shares = dataset.flat_map(shares_of)
+            shares = batches.flat_map(shares_of)
+        if parts is not None:
+            shares = shares.map(decoded, tf.data.AUTOTUNE, deterministic=True)
+            # It breaks where decoding has a state, such as a lookup table.
+            options = tf.data.Options()
+            options.experimental_optimization.map_and_batch_fusion = False
+            shares = shares.with_options(options)
         return shares.prefetch(tf.data.AUTOTUNE)
 
     return strategy.distribute_datasets_from_function(dataset_fn)

@@ -1,12 +1,12 @@
 """Files of JSON lines that grow while a run goes on, and survive its death."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from tfamp.errors import InputError
-from tfamp.files.output import write_atomically
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -19,14 +19,24 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    number = 0
     try:
-        return [dict(json.loads(line)) for line in lines]
-    except (TypeError, ValueError) as error:
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        rows = []
+        for line in lines:
+            number += 1
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"not an object: {line[:40]}")
+            rows.append(row)
+    except (OSError, RecursionError, ValueError) as error:
+        where = f"line {number}: " if number else ""
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{path} is not a log of JSON lines ({error}); move it away or "
-            "choose another output_dir."
+            f"{path} is not a log of JSON lines ({where}{reason}); move it "
+            "away or choose another output_dir."
         ) from error
+    return rows
 
 
 def repair_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -40,14 +50,29 @@ def repair_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     rows = read_json_lines(path)
     if path.exists():
-        write_atomically(path, "".join(map(_line, rows)))
+        end = path.read_bytes().rfind(b"\n") + 1
+        # What is cut off needs no room on a full disk.
+        if end < path.stat().st_size:
+            os.truncate(path, end)
     return rows
 
 
 def append_json_line(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    """Writes one object, on disk when this returns."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(_line(row))
+    """Writes one object, on disk when this returns, or nothing of it.
+
+    Raises:
+        OSError: as the system has it, for a full disk or the like.
+    """
+    with open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        line = _line(row).encode()
+        try:
+            # A disk that fills up takes the beginning.
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -1,15 +1,19 @@
 """Writing what a run or a command leaves: folders, whole files, numbers."""
 
+import contextlib
 import datetime
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfamp.errors import InputError
+
+_told: set[pathlib.Path] = set()
 
 
 def output_folder(output_dir: str | os.PathLike) -> pathlib.Path:
@@ -63,11 +67,36 @@ def make_folder(folder: pathlib.Path) -> None:
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces a file's text: a reader, or a crash, sees the old or the new."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    # A link of that name would lead elsewhere.
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def said_and_done_without(path: pathlib.Path) -> Iterator[None]:
+    """A log that cannot be written is no reason to stop training.
+
+    Says so, once for each file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if path not in _told:
+            _told.add(path)
+            logging.warning(
+                "%s cannot be written (%s); training goes on without.",
+                path,
+                error.strerror or error,
+            )
 
 
 def json_numbers(logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,14 @@ class KnownIssue:
     applies: Callable[[Hardware], bool] = lambda hardware: True
 
 
+# What the tests ran on, as PEP 440 specifiers; `.ci/versions` runs them.
+TRIED = {
+    "python": ">=3.10,<3.14",
+    "tensorflow": ">=2.19,<2.22",
+    "keras": ">=3.10,<3.16",
+}
+
+
 def _several_replicas(hardware: Hardware) -> bool:
     # A CPU can be cut into logical devices, one GPU cannot be shared so.
     return hardware.count > 1 or hardware.kind == "cpu"
@@ -145,6 +153,7 @@ def known_issues(
         and issue.applies(hardware)
     ]
     issues += _build_issues(hardware, build)
+    issues += _never_tried(versions)
     return [
         {
             "package": issue.package,
@@ -153,6 +162,22 @@ def known_issues(
             "fix": issue.fix,
         }
         for issue in issues
+    ]
+
+
+def _never_tried(versions: Mapping[str, str | None]) -> list[KnownIssue]:
+    return [
+        KnownIssue(
+            package,
+            "",
+            f"tfamp was never tried with this version, only with {specifier}.",
+            f"Install one of those: pip install '{package}{specifier}'."
+            if package != "python"
+            else "Use one of those.",
+        )
+        for package, specifier in TRIED.items()
+        if (version := versions.get(package)) is not None
+        and not SpecifierSet(specifier).contains(version, prereleases=True)
     ]
 
 

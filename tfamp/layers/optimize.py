@@ -10,6 +10,7 @@ import keras
 
 from tfamp.errors import InputError
 from tfamp.layers import batch_norm, norms, pointwise_convolution
+from tfamp.precision import before, sensitive_layers
 from tfamp.precision.keep_float32 import forget_traces
 from tfamp.precision.layer_paths import Place, walk
 
@@ -69,20 +70,23 @@ def optimize(model: keras.Model) -> list[FastLayer]:
         The faster layers, in the model's order.
 
     Raises:
-        InputError: this is no model, or one that is not built.
+        InputError: this is no model, or one that is not built; a layer can no
+            longer be called, in which case the model is put back as it was.
     """
     if not isinstance(model, keras.Model):
         raise InputError(
             f"Expected a keras.Model, got {type(model).__name__}; put the"
             " layer into a model."
         )
-    if not model.built:
+    if not sensitive_layers.is_built(model):
         raise InputError(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before optimize."
         )
+    places = list(walk(model))
+    former = before.remember(place.layer for place in places)
     found = []
-    for place in walk(model):
+    for place in places:
         reason = _REASONS.get(type(place.layer))
         changed = reason is None and _replace(place.layer)
         if changed:
@@ -90,8 +94,32 @@ def optimize(model: keras.Model) -> list[FastLayer]:
         if reason is not None:
             found.append(FastLayer(place.path, _note(reason, place), changed))
     if any(each.changed for each in found):
+        _require_call(model, former)
         forget_traces(model)
     return found
+
+
+def _require_call(model: keras.Model, former) -> None:
+    """Puts a model back that could be called before and cannot now."""
+    if not sensitive_layers.has_call(model):
+        return
+    seen, error = sensitive_layers.call(model, None)
+    if error is None:
+        return
+    changed = before.remember(each.layer for each in former)
+    before.put_back(former)
+    _, error_without = sensitive_layers.call(model, None)
+    if error_without is not None:
+        # It cannot be called on placeholders at all, which says nothing.
+        before.put_back(changed)
+        return
+    layer = model if seen.failed is None else seen.failed
+    line = str(error).strip().partition("\n")[0]
+    raise InputError(
+        f"Layer {layer.name!r} cannot be called with what optimize puts into"
+        f" it ({type(error).__name__}: {line}); the model is as it was. Leave"
+        " optimize out."
+    )
 
 
 _FASTER = {

@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfamp import keras_internals
+from tfamp.accumulation.trace import summing_in_float32
 from tfamp.distribute import reduction
 from tfamp.distribute.consensus import number_of_workers
 from tfamp.distribute.strategy import Share, split_evenly
@@ -67,8 +68,8 @@ class Replay:
         self._kept = kept
         self._microbatches = microbatches
         # Traced at the first overflow, and there for the next ones.
-        self._as_it_was = self._tracing()
-        self._all_in_float32 = self._tracing()
+        self._as_it_was = self._tracing(precision_of(model) != "float32")
+        self._all_in_float32 = self._tracing(False)
 
     def __call__(self) -> Blame:
         """Replays the step, on all workers together."""
@@ -134,13 +135,12 @@ class Replay:
         )
         return other if is_alike else None
 
-    def _tracing(self) -> Callable[..., tuple[Pass, Any]]:
+    def _tracing(self, is_narrow: bool) -> Callable[..., tuple[Pass, Any]]:
         """A function that replays and measures; traced at its first call."""
         names: dict[str, list[Point]] = {}
         taps = Taps(layers_of(self._model) + operations_of(self._model))
         catch = Catch(self._optimizers)
 
-        @tf.function(autograph=False, reduce_retracing=True)
         def run(share, state, piece):
             def on_replica(share, state):
                 sizes, after = self._measure(
@@ -154,6 +154,13 @@ class Replay:
                 catch.attached(),
             ):
                 return self._strategy.run(on_replica, args=(share, state))
+
+        # A sum that overflows 16 bits in a replay did not do so in the step.
+        run = tf.function(
+            summing_in_float32(run) if is_narrow else run,
+            autograph=False,
+            reduce_retracing=True,
+        )
 
         def measure(scales, share, state, piece) -> tuple[Pass, Any]:
             for optimizer, scale in zip(self._optimizers, scales, strict=True):

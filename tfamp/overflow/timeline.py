@@ -32,7 +32,12 @@ from tfamp.files.json_lines import (
     read_json_lines,
     repair_json_lines,
 )
-from tfamp.files.output import json_numbers, make_folder, output_folder
+from tfamp.files.output import (
+    json_numbers,
+    make_folder,
+    output_folder,
+    said_and_done_without,
+)
 from tfamp.overflow.watch import ScaleEvent
 
 
@@ -61,18 +66,17 @@ class ScaleTimeline(keras.callbacks.Callback):
     def on_scale_event(self, event: ScaleEvent) -> None:
         """Appends a line; `tfamp.fit` calls it."""
         blame = event.blame
-        append_json_line(
-            self._path,
-            {
-                "step": event.step,
-                "epoch": event.epoch,
-                "optimizer": event.optimizer,
-                **json_numbers({"scale": event.scale}),
-                "reason": event.reason,
-                "at_fault": blame and blame.at_fault,
-                "replica": blame and blame.replica,
-                "worker": blame and blame.worker,
-                "layer": blame and blame.layer,
-                "message": blame and blame.message,
-            },
-        )
+        line = {
+            "step": event.step,
+            "epoch": event.epoch,
+            "optimizer": event.optimizer,
+            **json_numbers({"scale": event.scale}),
+            "reason": event.reason,
+            "at_fault": blame and blame.at_fault,
+            "replica": blame and blame.replica,
+            "worker": blame and blame.worker,
+            "layer": blame and blame.layer,
+            "message": blame and blame.message,
+        }
+        with said_and_done_without(self._path):
+            append_json_line(self._path, line)

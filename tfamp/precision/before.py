@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import keras
 
 from tfamp.precision import kept_layers
+from tfamp.precision.product_policy import policy_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ def remember(layers: Iterable[keras.layers.Layer]) -> list[_Layer]:
         _Layer(
             layer,
             type(layer),
-            _own_policy(layer),
+            policy_of(layer),
             vars(layer).get("activation"),
             kept_layers.is_open(layer),
         )
@@ -38,7 +39,7 @@ def put_back(remembered: Iterable[_Layer]) -> None:
         if kept_layers.is_open(layer) and not each.is_open:
             kept_layers.release(layer)
         layer.__class__ = each.cls
-        if _own_policy(layer) != each.policy:
+        if policy_of(layer) != each.policy:
             layer.dtype_policy = each.policy
             if isinstance(layer, keras.layers.Normalization) and layer.built:
                 restate_constants(layer)
@@ -52,10 +53,3 @@ def restate_constants(layer: keras.layers.Normalization) -> None:
         layer.finalize_state()
     elif layer.built:
         layer.build(layer.get_build_config()["input_shape"])
-
-
-def _own_policy(layer) -> keras.dtype_policies.DTypePolicy:
-    policy = layer.dtype_policy
-    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-        return policy[layer.path]
-    return policy

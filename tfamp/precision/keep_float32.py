@@ -17,6 +17,7 @@ from tfamp.errors import InputError
 from tfamp.precision import (
     before,
     float32_layers,
+    heads,
     kept_layers,
     output_layers,
     sensitive_layers,
@@ -24,30 +25,18 @@ from tfamp.precision import (
 from tfamp.precision.float32_layers import Float32Activation
 from tfamp.precision.kept_layers import Operations
 from tfamp.precision.layer_paths import Place, choose, walk
+from tfamp.precision.meant import DTYPES_16
 from tfamp.precision.operations import resolve
+from tfamp.precision.product_policy import product_dtype
 
-_DTYPES_16 = ("bfloat16", "float16")
 _BY_POLICY = "float32 by its own dtype policy"
+_STATE = "state in float32 from step to step, products of gates in 16 bits"
+_MASKING = "values to mask looked for before they are rounded"
+_RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 _SOFTMAXES = (
     keras.activations.log_softmax,
     keras.activations.softmax,
     keras.activations.sparsemax,
-)
-# They end with their activation, which is thus a place for a cast that leaves
-# their matrix product alone.
-_END_WITH_ACTIVATION = (
-    keras.layers.Conv1D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3D,
-    keras.layers.Conv3DTranspose,
-    keras.layers.Dense,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.EinsumDense,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
 )
 # Keras casts their input to float32 inside and the result back. A float32
 # policy would only store the result in twice the memory.
@@ -120,11 +109,13 @@ def keep_float32(
             sublayers: each a layer, a layer's name, its path, or a shell
             pattern that paths are matched with (`"decoder/*"`).
         outputs: whether the outputs are to be float32. An output layer with
-            an activation gets it in float32; any other becomes float32 as a
-            whole.
-        operations: whether sensitive operations in the code of layers compute
-            in float32; False undoes it. A dict adds names of `keras.ops` to
-            the table, or takes some out: `{"add": [...], "remove": [...]}`.
+            a bounded activation, as softmax, gets it in float32; any other
+            becomes float32 as a whole, but for the product over a large
+            vocabulary.
+        operations: whether sensitive operations in the code of layers, and
+            states from step to step, compute in float32; False undoes it. A
+            dict adds names of `keras.ops` to the table, or takes some out:
+            `{"add": [...], "remove": [...]}`.
         batch: a batch of your data, `x` or `(x, y)`, for a model that cannot
             be called on inputs of unknown size.
 
@@ -143,7 +134,7 @@ def keep_float32(
             f"Expected a keras.Model, got {type(model).__name__}; for one"
             " layer set layer.dtype_policy = 'float32'."
         )
-    if not model.built:
+    if not sensitive_layers.is_built(model):
         raise InputError(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before keep_float32."
@@ -165,7 +156,9 @@ def keep_float32(
         if any(place.layer is each for each in chosen):
             kept[id(place.layer)] = _keep_whole(place.layer)
         else:
-            kept[id(place.layer)] = _keep_inside(place.layer)
+            kept[id(place.layer)] = _keep_inside(
+                place.layer, keeps_operations=kinds is not None
+            )
     inside: dict[int, tuple[str, bool]] = {}
     try:
         problem = None
@@ -278,6 +271,8 @@ def _with_note(what: str, place: Place) -> str:
 def _is_told_by_owner(place: Place, what: str) -> bool:
     if float32_layers.is_switched(place.owner):
         return True
+    if isinstance(place.owner, (*_RECURRENT, keras.layers.StackedRNNCells)):
+        return what in (_BY_POLICY, _STATE, heads.AROUND_PRODUCT)
     owner_is_float32 = (
         not isinstance(place.owner, keras.Model)
         and place.owner.compute_dtype == "float32"
@@ -287,21 +282,15 @@ def _is_told_by_owner(place: Place, what: str) -> bool:
 
 def _keep_output(layer) -> tuple[str | None, bool]:
     """Lets a layer return float32; what was done and whether it was new."""
+    if isinstance(layer, _RECURRENT) and product_dtype(layer) is not None:
+        return f"output and {_STATE}", kept_layers.return_float32(layer)
     if not _is_16_bit(layer):
         return _by_policy(layer)
-    target = layer
-    if isinstance(layer, keras.layers.TimeDistributed):
-        # It runs the `call` of the wrapped layer under its own policy.
-        target = layer.layer
-    if isinstance(target, _END_WITH_ACTIVATION):
-        what = "output in float32, its matrix product in 16 bits"
-        return what, _return_float32(target)
     if isinstance(layer, keras.layers.SpectralNormalization):
-        return _keep_inside(layer)
-    changed = _set_float32(layer)
-    if isinstance(layer, _FLOAT32_INSIDE) or not layer.weights:
-        return "output in float32", changed
-    return "output in float32, and with it the whole layer", changed
+        return _keep_inside(layer, keeps_operations=True)
+    if isinstance(layer, _FLOAT32_INSIDE):
+        return "output in float32", heads.set_float32(layer)
+    return heads.keep(layer)
 
 
 def _keep_whole(layer) -> tuple[str | None, bool]:
@@ -309,10 +298,10 @@ def _keep_whole(layer) -> tuple[str | None, bool]:
         # What a model computes, its layers compute, and they are chosen too.
         layer.dtype_policy = "float32"
         return None, False
-    return "chosen by the caller", _set_float32(layer)
+    return "chosen by the caller", heads.set_float32(layer)
 
 
-def _keep_inside(layer) -> tuple[str | None, bool]:
+def _keep_inside(layer, *, keeps_operations: bool) -> tuple[str | None, bool]:
     """Keeps what is sensitive in a layer, its result in 16 bits."""
     if isinstance(layer, keras.Model):
         return None, False
@@ -326,9 +315,20 @@ def _keep_inside(layer) -> tuple[str | None, bool]:
         layer.dtype_policy = "float32"
         return "normalization of the weights in float32", True
     if isinstance(layer, keras.layers.Normalization):
-        _set_float32(layer)
+        heads.set_float32(layer)
         before.restate_constants(layer)
         return "normalization of raw inputs in float32", True
+    if isinstance(layer, keras.layers.Masking):
+        # It looks for the mask's value among numbers that Keras has rounded.
+        if not keeps_operations:
+            return None, False
+        return _MASKING, kept_layers.open_door(layer)
+    if isinstance(layer, _RECURRENT):
+        if not keeps_operations:
+            return None, False
+        # The backward and the forward layer of a Bidirectional go with it.
+        kept_layers.keep_state(layer, casts_back=True)
+        return _STATE, True
     what = _sensitive_step(layer)
     if what is not None:
         if float32_layers.is_switched(layer):
@@ -338,7 +338,7 @@ def _keep_inside(layer) -> tuple[str | None, bool]:
             return what, True
         if not isinstance(layer, _ATTENTION_BY_HEADS):
             # A user's subclass computes nobody knows what, where.
-            _set_float32(layer)
+            heads.set_float32(layer)
             return f"{what}, and with it the whole layer", True
         # Its softmax is a sublayer, and a place of its own.
         return None, False
@@ -355,9 +355,14 @@ def _keep_inside(layer) -> tuple[str | None, bool]:
 
 
 def _by_policy(layer) -> tuple[str | None, bool]:
+    if product_dtype(layer) is not None:
+        is_recurrent = isinstance(layer, _RECURRENT)
+        return (_STATE if is_recurrent else heads.AROUND_PRODUCT), False
     # Integer and string layers have no precision, and other names than
     # float32 are the caller's own choice.
-    return (_BY_POLICY if layer.compute_dtype == "float32" else None), False
+    if layer.compute_dtype != "float32":
+        return None, False
+    return heads.kept(layer) or _BY_POLICY, False
 
 
 def _sensitive_step(layer) -> str | None:
@@ -368,33 +373,6 @@ def _sensitive_step(layer) -> str | None:
     if isinstance(layer, keras.layers.UnitNormalization):
         return "normalization in float32"
     return None
-
-
-def _set_float32(layer) -> bool:
-    """Makes a layer and its sublayers float32; whether that was new."""
-    affected = [layer, *(place.layer for place in walk(layer))]
-    affected = [each for each in affected if _is_16_bit(each)]
-    for each in affected:
-        if each.quantization_mode is not None:
-            raise InputError(
-                f"Layer {each.name!r} is quantized"
-                f" ({each.quantization_mode}) and cannot become float32; call"
-                " keep_float32 before model.quantize, or leave the layer out."
-            )
-    for each in affected:
-        each.dtype_policy = "float32"
-    return bool(affected)
-
-
-def _return_float32(layer) -> bool:
-    """Leaves in float32 what the activation returns; whether it was new."""
-    activation = layer.activation
-    if isinstance(activation, Float32Activation):
-        if not activation.cast_back:
-            return False
-        activation = activation.activation
-    layer.activation = Float32Activation(activation, cast_back=False)
-    return True
 
 
 def _own_activation(layer):
@@ -413,7 +391,7 @@ def _require_built(layer) -> None:
 
 
 def _is_16_bit(layer) -> bool:
-    return layer.compute_dtype in _DTYPES_16
+    return layer.compute_dtype in DTYPES_16
 
 
 def _is_float32_inside(layer) -> bool:

@@ -14,11 +14,27 @@ from typing import Any, ClassVar
 import keras
 
 from tfamp import keras_internals
-from tfamp.precision import autocast
-from tfamp.precision.operations import resolve
+from tfamp.precision import autocast, regions
+from tfamp.precision.meant import DTYPES_16, meant, meant_dtype
+from tfamp.precision.operations import PRODUCTS, resolve
+from tfamp.precision.product_policy import (
+    Float32AroundProducts,
+    former_policy,
+    policy_of,
+    product_dtype,
+)
 
-_DTYPES_16 = ("bfloat16", "float16")
 _DOOR = "_tfamp_open_door"
+_RETURNS = "_tfamp_returns"
+_OWN_KEYS = ("layer", "operations", "open_door", "returns", "former_policy")
+_PRODUCT_KINDS = dict.fromkeys(PRODUCTS.names, "product")
+_RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
+# Their state goes from step to step by sums alone.
+_GATED = (
+    keras.layers.GRUCell,
+    keras.layers.LSTMCell,
+    keras_internals.ConvLSTMCell,
+)
 Operations = bool | Mapping[str, Sequence[str]]
 
 
@@ -43,6 +59,8 @@ class _Kept:
             "layer": layer,
             "operations": json.loads(cls._tfamp_operations),
             "open_door": is_open(self),
+            "returns": vars(self).get(_RETURNS),
+            "former_policy": former_policy(self),
         }
         # What reads configs, as a functional model, looks for the name.
         return {**config, "name": self.name}
@@ -50,14 +68,27 @@ class _Kept:
     @classmethod
     def from_config(cls, config: dict, custom_objects=None) -> keras.Layer:
         own = _own_class(cls, config)
+        # A wrapper gives its copies other settings, as `Bidirectional` does.
+        changed = {k: v for k, v in config.items() if k not in _OWN_KEYS}
         layer = keras.saving.deserialize_keras_object(
-            config["layer"],
+            {
+                **config["layer"],
+                "config": {**config["layer"]["config"], **changed},
+            },
             # None leaves the caller's own scope of objects as it is.
             custom_objects={**own, **(custom_objects or {})} or None,
         )
         keep(layer, config["operations"])
         if config["open_door"]:
             open_door(layer, config["operations"])
+        former = config.get("former_policy")
+        if former is not None:
+            # Keras reads of a policy in a file the name alone.
+            for each in (layer, *_wrapped(layer)):
+                each.dtype_policy = Float32AroundProducts(former)
+            _keep_products_of(_cells(layer), former)
+        if config.get("returns"):
+            vars(layer)[_RETURNS] = config["returns"]
         return layer
 
 
@@ -86,13 +117,91 @@ def keep(layer: keras.layers.Layer, operations: Operations = True) -> bool:
 
 
 def release(layer: keras.layers.Layer) -> bool:
-    """Undoes `keep`; whether there was something to undo."""
-    own = class_of(layer)
+    """Undoes `keep`; whether there was something to undo.
+
+    A head whose products alone have 16 bits stays: that is for its output.
+    """
+    policy, own = policy_of(layer), class_of(layer)
+    if isinstance(policy, Float32AroundProducts) and not (
+        isinstance(layer, _RECURRENT) or hasattr(layer, "state_size")
+    ):
+        return False
     was_kept = own is not type(layer)
     layer.__class__ = own
     if vars(layer).pop(_DOOR, False):
         layer.autocast = True
+    vars(layer).pop(_RETURNS, None)
+    if isinstance(policy, Float32AroundProducts):
+        layer.dtype_policy = policy.former
     return was_kept
+
+
+def keep_products(layer: keras.layers.Layer) -> None:
+    """Makes a layer of 16 bits float32 but for the operands of its products."""
+    former = policy_of(layer).name
+    for each in (layer, *_wrapped(layer)):
+        each.dtype_policy = Float32AroundProducts(former)
+    keep(layer, _operations_of(layer))
+
+
+def keep_state(layer: keras.layers.Layer, *, casts_back: bool) -> None:
+    """Lets a recurrent layer carry its state in float32 from step to step.
+
+    The products of gates stay in 16 bits, but for those that cuDNN fuses. A
+    cell of another kind may carry its state through a product, and is float32.
+
+    Args:
+        layer: an `RNN` or a `Bidirectional` of 16 bits.
+        casts_back: whether what it returns takes 16 bits. States that it
+            returns beside do not.
+    """
+    dtype = layer.compute_dtype
+    _keep_products_of(_cells(layer), policy_of(layer).name)
+    keep_products(layer)
+    if isinstance(layer, keras.layers.Bidirectional):
+        for each in (layer.forward_layer, layer.backward_layer):
+            if each.compute_dtype in DTYPES_16:
+                keep_state(each, casts_back=False)
+    vars(layer)[_RETURNS] = dtype if casts_back else None
+
+
+def return_float32(layer: keras.layers.Layer) -> bool:
+    """Undoes `casts_back`; whether that was new."""
+    return vars(layer).pop(_RETURNS, None) is not None
+
+
+def _cells(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The cells of a recurrent layer, those in a stack included."""
+    pending, cells = [getattr(layer, "cell", None)], []
+    while pending:
+        cell = pending.pop()
+        if isinstance(cell, keras.layers.Layer):
+            cells.append(cell)
+            pending.extend(getattr(cell, "cells", ()))
+    return cells
+
+
+def _keep_products_of(cells: Sequence[keras.layers.Layer], former: str) -> None:
+    """Makes cells float32, and their products as they were where they may."""
+    for cell in cells:
+        if policy_of(cell).name not in (former, "float32"):
+            continue
+        for each in (cell, *keras_internals.sublayers(cell)):
+            each.dtype_policy = Float32AroundProducts(former)
+        # The state of others may be carried on by a product.
+        if isinstance(cell, _GATED):
+            keep(cell, _operations_of(cell))
+
+
+def _wrapped(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layer whose `call` a wrapper calls under its own policy."""
+    is_wrapper = isinstance(layer, keras.layers.TimeDistributed)
+    return [layer.layer] if is_wrapper else []
+
+
+def _operations_of(layer: keras.layers.Layer) -> Operations:
+    """What a layer was kept with; its products need no more."""
+    return json.loads(getattr(type(layer), "_tfamp_operations", "true"))
 
 
 def open_door(layer: keras.layers.Layer, operations: Operations = True) -> bool:
@@ -143,17 +252,23 @@ def _kept_class(own: Any, spec: str) -> type:
 
     @functools.wraps(own.call)
     def call(self, *args, **kwargs):
+        function = functools.partial(own.call, self)
+        products = product_dtype(self)
+        region = regions.current()
+        seen = None if region is None else region.seen
+        if products is not None:
+            if isinstance(self, _RECURRENT):
+                return _returned(self, function(*args, **kwargs))
+            region = regions.Region(self, products, _PRODUCT_KINDS, seen, True)
+            return autocast.run(region, function, args, kwargs)
         if (
             kinds is None
-            or self.compute_dtype not in _DTYPES_16
+            or self.compute_dtype not in DTYPES_16
             or self.quantization_mode is not None
         ):
-            return own.call(self, *args, **kwargs)
-        region = autocast.current()
+            return function(*args, **kwargs)
         if region is None or region.layer is not self or region.dtype is None:
-            seen = None if region is None else region.seen
-            region = autocast.Region(self, self.compute_dtype, kinds, seen)
-        function = functools.partial(own.call, self)
+            region = regions.Region(self, self.compute_dtype, kinds, seen)
         if not is_open(self):
             return autocast.run(region, function, args, kwargs)
         args, kwargs = _as_they_came(self, (args, kwargs))
@@ -176,18 +291,31 @@ def _kept_class(own: Any, spec: str) -> type:
     )(kept)
 
 
+def _returned(layer, result):
+    """What a recurrent layer computed, the states that it adds in float32."""
+    dtype = vars(layer).get(_RETURNS)
+    if dtype is None:
+        return result
+    leaves = keras.tree.flatten(result)
+    count = len(leaves)
+    if layer.return_state:
+        count = 2 if getattr(layer, "merge_mode", "concat") is None else 1
+    leaves[:count] = [keras.ops.cast(each, dtype) for each in leaves[:count]]
+    return keras.tree.pack_sequence_as(result, leaves)
+
+
 def _as_they_came(layer, structure):
     """Inputs in float32, which a product takes in 16 bits."""
 
     def opened(x):
-        if not keras.ops.is_tensor(x) or autocast.is_meant(x):
+        if not keras.ops.is_tensor(x) or meant_dtype(x) is not None:
             return x
         dtype = keras.backend.standardize_dtype(x.dtype)
         if dtype == layer.compute_dtype or not dtype.startswith(
             ("float", "bfloat")
         ):
             return x
-        return autocast.meant(x, layer.compute_dtype)
+        return meant(x, layer.compute_dtype)
 
     return keras.tree.map_structure(opened, structure)
 

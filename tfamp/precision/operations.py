@@ -85,6 +85,10 @@ FLOAT32 = (
         " tensor_scatter_nd_add",
     ),
     _row(
+        "numbers that are rounded equal their neighbours",
+        "equal not_equal",
+    ),
+    _row(
         "angles beyond one turn have a rounding larger than a turn",
         "sin cos tan sinc angle",
     ),

@@ -5,6 +5,7 @@ that a name can be handed to `dtype=` of a single layer as well.
 """
 
 import contextlib
+import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,20 @@ if TYPE_CHECKING:
 _last_precision: str | None = None
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+# Products of 8-bit numbers, where `tfamp.float8` put them into a model; all
+# else computes as the policy says that Keras knows.
+FLOAT8 = "float8"
+_BELOW_FLOAT8 = "mixed_bfloat16"
 AUTO = "auto"
+# What other libraries call them.
+_ALIASES = {
+    "fp32": "float32",
+    "32-true": "float32",
+    "bf16": "mixed_bfloat16",
+    "bf16-mixed": "mixed_bfloat16",
+    "fp16": "mixed_float16",
+    "16-mixed": "mixed_float16",
+}
 
 _PRECISION_OF_COMPUTE_DTYPE = {
     "bfloat16": "mixed_bfloat16",
@@ -29,7 +43,9 @@ def resolve_precision(name: str = AUTO) -> str:
     """Returns the precision a name stands for on this machine.
 
     Args:
-        name: one of `PRECISIONS`, or "auto": what `tfamp.recommend` says.
+        name: one of `PRECISIONS`, "auto" (what `tfamp.recommend` says), or
+            what other libraries call one: "fp16", "16-mixed", "bf16",
+            "bf16-mixed", "fp32", "32-true".
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
@@ -38,24 +54,32 @@ def resolve_precision(name: str = AUTO) -> str:
         from tfamp.hardware.devices import recommend
 
         return recommend().precision
-    if name not in PRECISIONS:
-        allowed = ", ".join((AUTO, *PRECISIONS))
+    name = canonical(name)
+    if name not in (*PRECISIONS, FLOAT8):
+        allowed = (AUTO, *PRECISIONS, FLOAT8)
+        (close,) = difflib.get_close_matches(str(name), allowed, 1) or ("",)
         raise InputError(
-            f"Unknown precision {name!r}; expected one of {allowed}."
+            f"Unknown precision {name!r}; expected one of {', '.join(allowed)}."
+            + (f" Did you mean {close!r}?" if close else "")
         )
     if name == "mixed_float16":
         _require_no_tpu()
     return name
 
 
+def canonical(name: str) -> str:
+    """The name of a precision that another library calls otherwise."""
+    return _ALIASES.get(name, name)
+
+
 def check_compared(names: Sequence[str]) -> None:
     """Raises `InputError` for precisions that cannot stand side by side."""
     for name in names:
         resolve_precision(name)
-        if name not in PRECISIONS:
+        if name == AUTO:
             raise InputError(
                 f"Precision {name!r} cannot be compared; expected some of "
-                f"{', '.join(PRECISIONS)}."
+                f"{', '.join((*PRECISIONS, FLOAT8))}."
             )
         if names.count(name) > 1:
             raise InputError(f"Precision {name!r} is named twice.")
@@ -69,7 +93,9 @@ def set_precision(name: str = AUTO) -> str:
     Precision Training", section 3.1). Layers that exist keep theirs.
 
     Args:
-        name: "float32", "mixed_bfloat16", "mixed_float16", or "auto".
+        name: "float32", "mixed_bfloat16", "mixed_float16", "float8", or
+            "auto". With "float8" layers compute in bfloat16, and `tfamp.fit`
+            calls `tfamp.float8(model)` where that was left out.
 
     Returns:
         The precision that was set; never "auto".
@@ -83,7 +109,9 @@ def set_precision(name: str = AUTO) -> str:
 
     global _last_precision
     precision = resolve_precision(name)
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(
+        _BELOW_FLOAT8 if precision == FLOAT8 else precision
+    )
     mark_session(precision)
     _last_precision = precision
     return precision
@@ -130,7 +158,8 @@ def precision_of(model: "keras.Model") -> str:
 
     Each layer is asked for its own compute dtype, so that per-layer policies
     and a `DTypePolicyMap` count. A model's policy does not: its layers may
-    have been built under another one.
+    have been built under another one. A layer whose products alone have 16
+    bits counts as one of 16 bits.
 
     Args:
         model: any Keras model. Layers that only building creates are unknown
@@ -148,10 +177,11 @@ def precision_of(model: "keras.Model") -> str:
     return "float32"
 
 
-def _compute_dtypes(layer: "keras.layers.Layer") -> set[str]:
+def _compute_dtypes(layer: "keras.layers.Layer") -> set[str | None]:
     import keras
 
     from tfamp.keras_internals import sublayers
+    from tfamp.precision.product_policy import product_dtype
 
     children = sublayers(layer)
     dtypes = set().union(*map(_compute_dtypes, children))
@@ -159,6 +189,7 @@ def _compute_dtypes(layer: "keras.layers.Layer") -> set[str]:
     # An input layer computes nothing, and has the global policy.
     if not (is_container or isinstance(layer, keras.layers.InputLayer)):
         dtypes.add(layer.compute_dtype)
+        dtypes.add(product_dtype(layer))
     return dtypes
 
 

@@ -11,13 +11,15 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
-from tfamp.precision import autocast, kept_layers, output_layers
+from tfamp.precision import autocast, kept_layers, output_layers, regions
 from tfamp.precision.layer_paths import Place, walk
 from tfamp.precision.operations import resolve
 
-# Keras computes these in float32 and rounds the result once, as the end of
-# its layer does.
-_FLOAT32_IN_KERAS = frozenset({"mean", "std", "var"})
+# Keras computes the first in float32 and rounds the result once, as the end of
+# its layer does; what it compares is whole numbers.
+_FLOAT32_IN_KERAS = frozenset(
+    {"mean", "std", "var", "equal", "not_equal", "cast"}
+)
 
 
 class CannotBeCalled(InputError):
@@ -26,7 +28,7 @@ class CannotBeCalled(InputError):
 
 def find(
     model: keras.Model, kinds: Mapping[str, str], batch=None
-) -> autocast.Seen | None:
+) -> regions.Seen | None:
     """Returns what a call with all operations kept shows.
 
     Returns:
@@ -43,23 +45,23 @@ def find(
 
 def call(
     model: keras.Model, kinds: Mapping[str, str] | None, batch=None
-) -> tuple[autocast.Seen, Exception | None]:
+) -> tuple[regions.Seen, Exception | None]:
     """Calls a model on placeholders, in inference and in training.
 
     Returns:
         What was seen, and what the last try raised.
     """
-    seen, problem = autocast.Seen(), None
+    seen, problem = regions.Seen(), None
     try:
         arguments = output_layers.placeholders(model, batch)
     except InputError as error:
         return seen, error
     for args, kwargs in arguments:
-        seen, problem = autocast.Seen(), None
+        seen, problem = regions.Seen(), None
         for training in (False, True):
 
             def run(args, kwargs, seen=seen, training=training):
-                region = autocast.Region(model, None, kinds, seen)
+                region = regions.Region(model, None, kinds, seen)
                 with autocast.entered(region):
                     model(*args, **kwargs, training=training)
 
@@ -91,6 +93,14 @@ def has_call(layer: keras.layers.Layer) -> bool:
     """Whether it can be called; a GAN, whose parts are, often cannot."""
     own = kept_layers.class_of(layer).call
     return own not in (keras.Model.call, keras.layers.Layer.call)
+
+
+def is_built(model: keras.Model) -> bool:
+    """Whether a model is built, or all parts of one that has no `call`."""
+    if model.built or has_call(model):
+        return model.built
+    inner = [place.layer for place in walk(model)]
+    return bool(inner) and all(each.built for each in inner)
 
 
 def keep(
@@ -177,7 +187,7 @@ def mend(
         kept[id(layer)] = ("mixed dtypes in float32", True)
 
 
-def _leave_what_breaks(model, kinds, batch) -> autocast.Seen | None:
+def _leave_what_breaks(model, kinds, batch) -> regions.Seen | None:
     """The call of a model in which every layer is kept that can be."""
     left: list[keras.layers.Layer] = []
     while True:

@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -136,8 +136,15 @@ def parse_flags(
     )
 
 
-def configure(config_class: type, settings: Mapping[str, str]) -> Any:
+def configure(
+    config_class: type, settings: Mapping[str, str], others: Iterable[str] = ()
+) -> Any:
     """Makes a config from `{"field": "value as on the command line"}`.
+
+    Args:
+        config_class: the dataclass.
+        settings: field and text.
+        others: names that stand beside the fields, to suggest for a slip.
 
     Raises:
         InputError: An unknown field, or text that its type does not allow.
@@ -148,7 +155,7 @@ def configure(config_class: type, settings: Mapping[str, str]) -> Any:
         if name not in hints:
             raise InputError(
                 f"{config_class.__name__} has no field {name!r}."
-                f"{_suggestion('', name, hints)} Expected one of "
+                f"{_suggestion('', name, [*hints, *others])} Expected one of "
                 f"{', '.join(hints)}."
             )
         try:

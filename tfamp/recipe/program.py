@@ -17,11 +17,13 @@ It ends with
 """
 
 import dataclasses
+import difflib
 import importlib
 import importlib.util
 import logging
 import os
 import pathlib
+import pkgutil
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +35,7 @@ from tfamp.errors import (
     JobError,
     LossScaleError,
     Preempted,
+    SaveError,
     WorkerLostError,
 )
 from tfamp.recipe.flags import parse_flags
@@ -122,7 +125,7 @@ def describe_exit(error: BaseException) -> tuple[str, int] | None:
         return "interrupted", _EXIT_INTERRUPTED
     if isinstance(error, (JobError, LossScaleError)):
         return _one_line(text), _EXIT_FAILED
-    if isinstance(error, (Preempted, WorkerLostError)):
+    if isinstance(error, (Preempted, SaveError, WorkerLostError)):
         return _one_line(text), Preempted.STATUS
     if isinstance(error, InputError):
         return _one_line(text), _EXIT_BAD_INPUT
@@ -212,6 +215,7 @@ def _import_module(name):
             raise InputError(
                 f"There is no recipe {name!r}; expected a module such as "
                 "recipes.image_classification, or a file such as my/recipe.py."
+                f"{_suggested_recipe(name)}"
             ) from None
         raise _missing_package(name, error) from None
 
@@ -239,6 +243,18 @@ def _import_file(name):
             raise _missing_package(name, error) from None
         raise
     return module
+
+
+def _suggested_recipe(name):
+    """What the shipped recipe with a name like this one is called."""
+    package = importlib.util.find_spec("recipes")
+    folders = (package and package.submodule_search_locations) or ()
+    known = [
+        f"recipes.{module.name}" for module in pkgutil.iter_modules(folders)
+    ]
+    given = name if name.startswith("recipes.") else f"recipes.{name}"
+    (close,) = difflib.get_close_matches(given, known, 1, 0.8) or ("",)
+    return f" Did you mean {close}?" if close else ""
 
 
 def _missing_package(name, error):

@@ -31,7 +31,7 @@ class RunConfig:
     """Where a recipe runs, in which precision, and what it leaves."""
 
     precision: str = flag(
-        "auto", "auto, float32, mixed_bfloat16 or mixed_float16"
+        "auto", "auto, float32, mixed_bfloat16, mixed_float16 or float8"
     )
     strategy: str = flag(
         "auto", "auto, one_device, mirrored, multi_worker or tpu"

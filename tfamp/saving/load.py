@@ -9,11 +9,12 @@ from tfamp.errors import InputError
 
 # Imported for what they register: Keras looks up the classes of a file by
 # the names under which modules registered them.
-from tfamp.layers import optimize
+from tfamp.layers import float8_counterparts, optimize
 from tfamp.precision import float32_layers, kept_layers
 from tfamp.scaling import optimizer
 
 _REGISTERED = (
+    float8_counterparts.LAYERS,
     optimize.optimize,
     float32_layers.Float32Activation,
     kept_layers.keep,

@@ -17,7 +17,10 @@ from keras import ops
 from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.scaling import gradients as gradients_lib
+from tfamp.scaling import moved_state
+from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.fused_updates import fused_updates
+from tfamp.scaling.own_loss import LOSS_NAMES, Part, Reduction
 from tfamp.scaling.rule import (
     ScaleRule,
     ScaleState,
@@ -26,6 +29,10 @@ from tfamp.scaling.rule import (
     move_scale,
 )
 from tfamp.scaling.shards import Shards, check_can_shard
+
+# A true gradient of 2^39 still fits into float16 at the lowest of them.
+_INITIAL_WIRE_SCALE = 2.0**16
+_MIN_WIRE_SCALE = 2.0**-24
 
 # Optimizers that overwrite weights with their averages, and how often.
 _EmaFrequencies = list[tuple[keras.optimizers.Optimizer, int]]
@@ -45,6 +52,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     the replica context of any strategy. There it must be built in the
     strategy's scope before the first traced step; `tfamp.fit` and
     `keras.Model.fit` see to that.
+
+    What the step moved before it was skipped, batch statistics and the loss
+    that was counted, is put back too: in `tfamp.fit` all of it, also metrics;
+    elsewhere what the same graph assigned before `apply`, and in eager code
+    what the loss function of `value_and_gradients` assigned. Seeds go on.
+    `keras.Model.fit` updates its other metrics after `apply`, out of reach;
+    and in eager code without `value_and_gradients` batch statistics stay moved.
 
     Args:
         inner_optimizer: the `keras.optimizers.Optimizer` to wrap.
@@ -141,6 +155,21 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.skipped_steps = self._add_counter("skipped_steps", 0)
         self.consecutive_skips = self._add_counter("consecutive_skips", 0)
 
+    def __getattr__(self, name: str):
+        # Keras's callbacks set learning rates of the parts of an optimizer
+        # that has some: a MultiOptimizer.
+        if name == "optimizers" and "inner_optimizer" in vars(self):
+            return self.inner_optimizer.optimizers
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
+
+    @property
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """Those of an inner `MultiOptimizer`; callbacks set their rates."""
+        # Any other has no such attribute, and neither has this one then.
+        return self.inner_optimizer.optimizers
+
     @property
     def all_reduce_dtype(self) -> str | None:
         return self._all_reduce_dtype
@@ -173,10 +202,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "strategy.scope(), where the model is."
             )
         if not self.inner_optimizer.built:
-            if self.shard:
-                self.shards = Shards(self.inner_optimizer, var_list)
-            else:
-                self.inner_optimizer.build(var_list)
+            self._build_inner(var_list)
         elif self.shard and self.shards is None:
             raise InputError(
                 f"Optimizer {self.inner_optimizer.name!r} is built already, on "
@@ -186,9 +212,22 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         # again; the base class only records the variables.
         super(keras.optimizers.LossScaleOptimizer, self).build(var_list)
 
+    def _build_inner(self, var_list: Sequence[keras.Variable]) -> None:
+        # Built in a step that is traced, as by Model.fit, it would set its
+        # variables in that step: those of ScheduleFreeAdamW too late.
+        with (
+            contextlib.nullcontext()
+            if tf.distribute.has_strategy()
+            else tf.init_scope()
+        ):
+            if self.shard:
+                self.shards = Shards(self.inner_optimizer, var_list)
+            else:
+                self.inner_optimizer.build(var_list)
+
     def scale_loss(self, loss):
         """`loss` times the scale, in float32: 16 bits cannot hold 65536."""
-        if self._scale_is_one:
+        if self.scale_is_one:
             return loss
         return ops.cast(loss, "float32") * self._scale()
 
@@ -217,6 +256,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             if not self.built:
                 self.build(trainable_variables)
         variables = trainable_variables or self._trainable_variables
+        # As Keras's optimizers: arrays and numbers are gradients too.
+        grads = [
+            each
+            if each is None or isinstance(each, (tf.Tensor, tf.IndexedSlices))
+            else tf.convert_to_tensor(each)
+            for each in grads
+        ]
         overwrites = [
             keras_internals.overwrites_with_gradient(v) for v in variables
         ]
@@ -234,7 +280,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         finite, unscaled = gradients_lib.unscale(
             reduced,
             overwrites,
-            None if self._scale_is_one else self._scale(),
+            self.applied_scale,
             self._clip_norm,
             take=None if clips_each else take,
         )
@@ -243,23 +289,31 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 unscaled = take(
                     keras_internals.clipped(self.inner_optimizer, unscaled)
                 )
-            shards.follow(weights)
+            with tf.name_scope(moved_state.SCOPE_OF_OPTIMIZER):
+                shards.follow(weights)
             variables = shards.masters_of(weights)
+        keeps_state = not moved_state.is_kept_by_caller()
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             # XLA on GPUs, TPU: replicas run on their own; the flag is the
             # same on each, and no branch holds a collective.
-            self._apply_if(finite, unscaled, variables)
+            self._apply_if(keeps_state, finite, unscaled, variables)
         else:
             # The inner optimizer updates in cross-replica context, which a
             # tf.cond in replica context cannot enter: branch around it.
             tf.distribute.get_replica_context().merge_call(
-                self._apply_if_everywhere, args=(finite, unscaled, variables)
+                functools.partial(self._apply_if_everywhere, keeps_state),
+                args=(finite, unscaled, variables),
             )
         if shards is not None:
             # Always, since no branch may hold a collective: after a skipped
             # step they are what they were.
             shards.publish(weights)
-        self._record(finite)
+        if tf.executing_eagerly():
+            put_back = moved_state.forget_noted(self)
+            if not finite:
+                put_back()
+        with tf.name_scope(moved_state.SCOPE_OF_OPTIMIZER):
+            self._record(finite)
 
     def finalize_variable_values(self, var_list) -> None:
         """Writes the moving averages (`use_ema`) into the model's weights."""
@@ -286,6 +340,20 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         else:
             self.shards.load(self.variables, store)
 
+    def scale_for_float16_wire(self) -> None:
+        """Turns dynamic scaling on, for gradients that cross in float16.
+
+        They may be of any size that float32 holds, so that the scale may go
+        below 1. The variables are those that a fixed scale has as well: also
+        an optimizer that is built can change. To be called before a step is
+        traced.
+        """
+        self.rule = self.rule._replace(min_scale=_MIN_WIRE_SCALE)
+        self.dynamic, self.initial_scale = True, _INITIAL_WIRE_SCALE
+        self.wrapped_for = "float16"
+        check_rule(self.initial_scale, self.rule, self.dynamic)
+        self.dynamic_scale.assign(self.initial_scale)
+
     def get_config(self) -> dict:
         config = super().get_config()
         rule = self.rule
@@ -305,9 +373,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
 
     @property
-    def _scale_is_one(self) -> bool:
-        """Known while tracing: then nothing is multiplied at all."""
+    def scale_is_one(self) -> bool:
+        """Whether it is fixed at 1: then nothing is multiplied at all."""
         return not self.dynamic and self.initial_scale == 1.0
+
+    @property
+    def applied_scale(self) -> tf.Tensor | None:
+        """What `scale_loss` multiplies by now; None for 1."""
+        return None if self.scale_is_one else self._scale()
 
     def _scale(self):
         # A fixed scale is the one it was made with, also after a checkpoint
@@ -321,20 +394,22 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """The global norm that is clipped to here, in the inner one's place."""
         return keras_internals.global_clip_norm(self.inner_optimizer)
 
-    def _apply_if(self, finite, gradients, variables) -> None:
+    def _apply_if(self, keeps_state, finite, gradients, variables) -> None:
         """Applies or skips, in replica context."""
+        moved = moved_state.moved_so_far() if keeps_state else []
 
         def apply():
             with self._inner_prepared() as frequencies:
                 self.inner_optimizer.apply(gradients, variables)
             self._overwrite_with_averages_every(frequencies)
 
-        tf.cond(finite, apply, lambda: None)
+        tf.cond(finite, apply, lambda: moved_state.put_back(moved))
 
     def _apply_if_everywhere(
-        self, strategy, finite, gradients, variables
+        self, keeps_state, strategy, finite, gradients, variables
     ) -> None:
         """Applies or skips, in cross-replica context."""
+        moved = moved_state.moved_so_far() if keeps_state else []
 
         def apply():
             with self._inner_prepared() as frequencies:
@@ -345,7 +420,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
         # The gradients were reduced, so that every replica's flag is this one.
         one_finite = strategy.experimental_local_results(finite)[0]
-        tf.cond(one_finite, apply, lambda: None)
+        tf.cond(one_finite, apply, lambda: moved_state.put_back(moved))
 
     @contextlib.contextmanager
     def _inner_prepared(self) -> Iterator[_EmaFrequencies]:
@@ -402,8 +477,8 @@ def wrap_optimizer(
 
     Args:
         optimizer: a Keras optimizer, or its name.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16"; None asks
-            the global dtype policy.
+        precision: "float32", "mixed_bfloat16", "mixed_float16" or "float8";
+            None asks the global dtype policy.
         **options: arguments of `LossScaleOptimizer`, as `shard=True`. They
             win over what the precision suggests: dynamic scaling for
             mixed_float16, a fixed scale of 1 otherwise.
@@ -412,13 +487,24 @@ def wrap_optimizer(
         A `LossScaleOptimizer`.
 
     Raises:
-        InputError: for an optimizer that scales the loss already.
+        InputError: for what is no optimizer, or scales the loss already.
     """
+    if isinstance(optimizer, type):
+        raise InputError(
+            f"{optimizer.__name__} is a class; pass an optimizer: "
+            f"wrap_optimizer({optimizer.__name__}(...))."
+        )
+    # Numbers of 8 bits have scales of their own, on bfloat16.
+    precision = "mixed_bfloat16" if precision == "float8" else precision
     policy = keras.dtype_policies.get(precision or keras.config.dtype_policy())
     is_chosen = bool({"dynamic", "initial_scale"} & options.keys())
-    if policy.compute_dtype != "float16":
+    if policy.compute_dtype != "float16" and not options.get("dynamic"):
         options = {"dynamic": False, "initial_scale": 1.0} | options
-    wrapped = LossScaleOptimizer(keras.optimizers.get(optimizer), **options)
+    try:
+        optimizer = keras.optimizers.get(optimizer)
+    except ValueError as error:
+        raise InputError(str(error).splitlines()[0]) from None
+    wrapped = LossScaleOptimizer(optimizer, **options)
     if not is_chosen:
         wrapped.wrapped_for = policy.compute_dtype
     return wrapped
@@ -428,6 +514,7 @@ def value_and_gradients(
     loss_fn: Callable[[], tf.Tensor],
     variables: Sequence[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
+    reduction: Reduction | None = None,
 ) -> tuple[tf.Tensor, list[gradients_lib.Gradient]]:
     """The loss, and the scaled gradients that `optimizer.apply` expects.
 
@@ -437,24 +524,54 @@ def value_and_gradients(
         loss, gradients = tfamp.value_and_gradients(loss_fn, weights, optimizer)
         optimizer.apply(gradients, weights)
 
+    `loss_fn` is written as for one device: a mean over the rows that it sees,
+    never divided by a number of replicas. On any number of replicas the update
+    is that of the global batch, whether the mean is taken by `keras.ops.mean`,
+    a Keras loss object or `compute_loss`, which are not divided by the number
+    of replicas in there. Keras's masked and weighted means, and its sums, are
+    those of the global batch too.
+
     Args:
         loss_fn: computes the loss, a scalar, from nothing.
         variables: what to differentiate by.
         optimizer: the optimizer whose scale applies.
+        reduction: what `loss_fn` takes of the rows: "mean", or "sum" where
+            losses add up over replicas, as a sum over rows does and
+            `tf.nn.compute_average_loss` with the global batch size. None is
+            "mean"; lint then says where it looks like a sum.
 
     Returns:
-        The loss in float32, not scaled, and one gradient per variable, scaled;
-        None where the loss does not depend on the variable.
+        The loss in float32, not scaled, whose mean over replicas is the loss
+        of the global batch; and one gradient per variable, scaled; None where
+        the loss does not depend on the variable.
+
+    Raises:
+        InputError: for a loss that is no scalar, or an unknown reduction.
     """
+    if reduction not in (None, "mean", "sum"):
+        raise InputError(
+            f"reduction={reduction!r}; expected 'mean' or 'sum': what loss_fn "
+            "takes of its rows."
+        )
+    part = Part(reduction or "mean")
     with tf.GradientTape() as tape:
+        with part.of_keras(), moved_state.noted_for(optimizer):
+            loss = tf.convert_to_tensor(loss_fn())
+        if loss.shape.rank:
+            raise InputError(
+                f"loss_fn returned the shape {loss.shape}; return one number: "
+                "keras.ops.mean(loss), or keras.ops.sum(loss) with "
+                "reduction='sum'."
+            )
         # 16 bits cannot hold a loss times 65536.
-        loss = tf.cast(loss_fn(), tf.float32)
-        scaled_loss = optimizer.scale_loss(loss)
+        loss = tf.identity(tf.cast(loss, tf.float32), LOSS_NAMES[reduction])
+        scaled_loss = optimizer.scale_loss(part.trained(loss))
     sources = [
         variable.value if isinstance(variable, keras.Variable) else variable
         for variable in variables
     ]
-    return loss, tape.gradient(scaled_loss, sources)
+    with gradients_scaled_by(optimizer):
+        return part.logged(loss), tape.gradient(scaled_loss, sources)
 
 
 def _overwrite_and_constrain(optimizer: keras.optimizers.Optimizer) -> None:

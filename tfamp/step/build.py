@@ -7,7 +7,8 @@ what makes XLA work under every strategy.
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,12 +18,20 @@ from tfamp.checkpoint.frozen import frozen_weights
 from tfamp.distribute import reduction
 from tfamp.distribute.strategy import Share, split_evenly
 from tfamp.layers.cross_entropy import sparse_cross_entropy
+from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.gradients import Gradient, map_values
+from tfamp.scaling.moved_state import kept_by_caller
+from tfamp.scaling.optimizer import LossScaleOptimizer
+from tfamp.scaling.own_loss import rows_known
 from tfamp.step import losses
+from tfamp.step.batch_statistics import BatchStatistics
 from tfamp.step.terms import Plan
 
 Logs = dict[str, tf.Tensor]
 Step = Callable[[Share], Logs]
+
+# The log of a step that says whether its loss was a number.
+NAN_LOG = "loss_is_nan"
 
 
 def train_step(
@@ -31,8 +40,11 @@ def train_step(
     microbatches: int,
     jit: bool,
     plan: Plan | None = None,
+    reports_nan: bool = False,
 ) -> Step:
     """The training step of a compiled model, for `strategy.run`.
+
+    A step that is skipped leaves batch statistics and metrics as they were.
 
     Args:
         model: compiled and built.
@@ -41,6 +53,7 @@ def train_step(
         jit: compile forward and backward passes with XLA.
         plan: what the terms of the loss are, where the batch is trained on in
             pieces; None for what the reductions tell.
+        reports_nan: returns `NAN_LOG` too: nan where the loss was no number.
     """
     optimizer = model.optimizer
     variables = model.trainable_variables
@@ -50,8 +63,11 @@ def train_step(
     @tf.autograph.experimental.do_not_convert
     def gradients_of(
         data, rows, batch_rows, pieces=None
-    ) -> tuple[list[Gradient], Logs]:
-        """Scaled gradients of these rows' part in the loss of the batch."""
+    ) -> tuple[list[Gradient], tf.Tensor, Callable]:
+        """Scaled gradients of these rows' part in the loss of the batch.
+
+        And their loss, and what counts them if they were trained on.
+        """
         forget = remember(model.metrics_variables)
         # A function per trace: each replica has variables of its own.
         passes = (
@@ -63,8 +79,15 @@ def train_step(
             data, rows, batch_rows, *(pieces or (None, []))
         )
         tf.nest.map_structure(keras_internals.attach_mask, outputs, masks)
-        logs = _update_metrics(model, data, outputs, loss, rows, forget)
-        return gradients, logs
+        # A loss that was not reduced logs the mean of its entries.
+        loss = tf.reduce_mean(loss)
+
+        def count(is_applied: tf.Tensor) -> Logs:
+            return _update_metrics(
+                model, data, outputs, loss, rows, is_applied, forget
+            )
+
+        return gradients, loss, count
 
     @tf.autograph.experimental.do_not_convert
     def _passes(data, rows, batch_rows, plan, counts):
@@ -88,47 +111,89 @@ def train_step(
                 tf.cast(trained, tf.float32) * part
             )
         sources = [keras_internals.stored(v) for v in variables]
+        with gradients_scaled_by(optimizer):
+            gradients = tape.gradient(scaled_loss, sources)
         gradients = [
             # A weight that is kept in 16 bits is one of float32 all the same.
             map_values(functools.partial(tf.cast, dtype=v.dtype), gradient)
-            for v, gradient in zip(
-                variables, tape.gradient(scaled_loss, sources), strict=True
-            )
+            for v, gradient in zip(variables, gradients, strict=True)
         ]
         masks = tf.nest.map_structure(keras_internals.mask_of, outputs)
         return logged, outputs, masks, gradients
 
-    @tf.autograph.experimental.do_not_convert
-    def step(share: Share) -> Logs:
-        def gradients_of_piece(i):
+    def gradients_of_share(share, pieces):
+        if microbatches == 1:
+            return gradients_of(*share, pieces)
+
+        averages = BatchStatistics(model)
+
+        def gradients_of_piece(i, state):
             data, rows = split_evenly(share.data, i, microbatches)
             # None counts of a share whose only row must not.
             rows = tf.minimum(rows, share.rows)
-            return gradients_of(data, rows, share.batch_rows, pieces)[0]
+            gradients, loss, count = gradients_of(
+                data, rows, share.batch_rows, pieces
+            )
+            # One piece is in memory at a time: it counts while it is there.
+            count(tf.constant(True))
+            moved, losses = state
+            return gradients, (averages.after_piece(moved, rows), losses + loss)
 
+        gradients, (moved, loss) = _accumulate(
+            gradients_of_piece,
+            microbatches,
+            variables,
+            (averages.start(), tf.constant(0.0)),
+        )
+        averages.settle(moved)
+        return gradients, loss, None
+
+    @tf.autograph.experimental.do_not_convert
+    def step(share: Share) -> Logs:
         pieces = None if is_whole else _pieces(model, plan, share, True)
-        forget = remember(statistics)
-        if microbatches == 1:
-            gradients, logs = gradients_of(*share, pieces)
-        else:
-            gradients = _accumulate(gradients_of_piece, microbatches, variables)
-            logs = {}
-        optimizer.apply(gradients, variables)
-        if statistics:
+        state = statistics
+        if microbatches > 1:
+            state = [*statistics, *model.metrics_variables]
+        forget = remember(state)
+        gradients, loss, count = gradients_of_share(share, pieces)
+        with kept_by_caller():
+            optimizer.apply(gradients, variables)
+        is_applied = tf.equal(optimizer.consecutive_skips, 0)
+        logs = count(is_applied) if count else {}
+        if state:
             # What is not trained on must not move the averages of evaluation.
-            is_skipped = optimizer.consecutive_skips > 0
-            tf.cond(is_skipped, forget, lambda: None)
+            tf.cond(is_applied, lambda: None, forget)
+        if reports_nan:
+            nan = tf.constant(float("nan"))
+            logs |= {NAN_LOG: tf.where(tf.math.is_finite(loss), 0.0, nan)}
         return logs
 
     return step
 
 
-def custom_train_step(model: keras.Model) -> Step:
-    """The step of a model that overrides `train_step`, as it wrote it."""
+def custom_train_step(
+    model: keras.Model, optimizers: Collection[LossScaleOptimizer] = ()
+) -> Step:
+    """The step of a model that overrides `train_step`, as it wrote it.
+
+    Args:
+        model: compiled and built.
+        optimizers: where one of them skips, batch statistics and metrics are
+            as they were before the step.
+    """
+    state = [*_statistics(model), *model.metrics_variables]
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
-        return _unlisted(model, model.train_step(share.data))
+        forget = remember(state)
+        before = [tf.convert_to_tensor(o.skipped_steps) for o in optimizers]
+        with rows_known(share.rows, share.batch_rows), kept_by_caller():
+            logs = model.train_step(share.data)
+        if optimizers and state:
+            after = [tf.convert_to_tensor(o.skipped_steps) for o in optimizers]
+            is_skipped = tf.reduce_any(tf.not_equal(before, after))
+            tf.cond(is_skipped, forget, lambda: None)
+        return _unlisted(model, logs)
 
     return step
 
@@ -297,8 +362,10 @@ def _part(rows: tf.Tensor, batch_rows: tf.Tensor) -> tf.Tensor:
     return tf.cast(rows, tf.float32) / tf.cast(batch_rows, tf.float32)
 
 
-def _update_metrics(model, data, outputs, loss, rows, forget) -> Logs:
-    """Counts the rows, unless they do not count or were not numbers.
+def _update_metrics(
+    model, data, outputs, loss, rows, is_applied, forget
+) -> Logs:
+    """Counts the rows, unless they do not count or were not trained on.
 
     One NaN would make the epoch's mean NaN, though training goes on without
     that batch. The optimizer counts it as a skipped step. `forget` undoes
@@ -317,9 +384,8 @@ def _update_metrics(model, data, outputs, loss, rows, forget) -> Logs:
         update_loss()
         update_metrics()
 
-    # A loss that was not reduced logs the mean of its entries.
-    loss = tf.reduce_mean(loss)
     counts = tf.logical_and(tf.math.is_finite(loss), rows > 0)
+    counts = tf.logical_and(counts, is_applied)
     if type(model).compute_metrics is keras.Model.compute_metrics:
         if model.metrics == [tracker]:
             # A mean alone can do without a branch, which takes its time.
@@ -350,11 +416,19 @@ def _unlisted(model: keras.Model, logs: Logs | None) -> Logs:
 
 
 def _accumulate(
-    gradients_of_piece: Callable[[tf.Tensor], list[Gradient]],
+    gradients_of_piece: Callable[[tf.Tensor, Any], tuple[list[Gradient], Any]],
     pieces: int,
     variables: list[keras.Variable],
-) -> list[tf.Tensor | None]:
-    """Sums the pieces' gradients in float32, one piece in memory at a time."""
+    state: Any,
+) -> tuple[list[tf.Tensor | None], Any]:
+    """Sums the pieces' gradients in float32, one piece in memory at a time.
+
+    Args:
+        gradients_of_piece: takes and returns what pieces pass on, too.
+        pieces: how many.
+        variables: those of the gradients.
+        state: what the first piece gets.
+    """
     dtypes = [
         tf.float64 if variable.dtype == "float64" else tf.float32
         for variable in variables
@@ -375,27 +449,28 @@ def _accumulate(
             return tf.maximum(sum_, gradient)
         return sum_ + gradient
 
-    def body(i, sums):
-        gradients = gradients_of_piece(i)
-        return i + 1, [
+    def body(i, sums, state):
+        gradients, state = gradients_of_piece(i, state)
+        sums = [
             add(sum_, gradient, position)
             for position, (sum_, gradient) in enumerate(
                 zip(sums, gradients, strict=True)
             )
         ]
+        return i + 1, sums, state
 
     zeros = [
         tf.zeros(variable.shape, dtype)
         for variable, dtype in zip(variables, dtypes, strict=True)
     ]
-    _, sums = tf.while_loop(
-        lambda i, _: i < pieces,
+    _, sums, state = tf.while_loop(
+        lambda i, *_: i < pieces,
         body,
-        (tf.constant(0), zeros),
+        (tf.constant(0), zeros, state),
         parallel_iterations=1,
         maximum_iterations=pieces,
     )
     return [
         sum_ if connected else None
         for sum_, connected in zip(sums, is_connected, strict=True)
-    ]
+    ], state

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.scaling.own_loss import count_of_mean
 
 # How a term of the pieces makes that of the batch.
 RATIO = "ratio"  # sum of numerators by sum of denominators
@@ -97,16 +98,8 @@ def leaf_of(loss: Any, y_true, y_pred, sample_weight) -> Leaf:
     total = tf.reduce_sum(values)
     if reduction == "sum":
         return Leaf(name, total, one, SUM, False, is_known, is_scalar)
-    size = tf.cast(tf.size(values), dtype)
-    if reduction == "mean_with_sample_weight" and weights is not None:
-        count = tf.reduce_sum(weights)
-        return Leaf(name, total, count, RATIO, True, is_known, is_scalar)
-    if mask is None:
-        return Leaf(name, total, size, RATIO, False, is_known, is_scalar)
-    # An entry of the mask may stand for several losses.
-    each = size / tf.maximum(tf.cast(tf.size(mask), dtype), 1)
-    count = tf.reduce_sum(tf.cast(mask, dtype)) * each
-    return Leaf(name, total, count, RATIO, True, is_known, is_scalar)
+    count, is_counted = count_of_mean(values, weights, mask, reduction)
+    return Leaf(name, total, count, RATIO, is_counted, is_known, is_scalar)
 
 
 @contextlib.contextmanager

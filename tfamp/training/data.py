@@ -7,6 +7,7 @@ Keras's own data adapters do the work, so that the order of rows is that of
 import re
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,11 @@ import tensorflow as tf
 from absl import logging
 
 from tfamp import keras_internals
+from tfamp.checkpoint.data_position import made_anew
 from tfamp.errors import InputError
+
+# Datasets that a fit of this process has read from.
+_used: weakref.WeakSet[tf.data.Dataset] = weakref.WeakSet()
 
 
 class Batches:
@@ -63,6 +68,7 @@ class Batches:
             steps = most
         self.steps = steps
         self.is_once = isinstance(x, types.GeneratorType)
+        self._source = x if isinstance(x, tf.data.Dataset) else None
         try:
             with warnings.catch_warnings():
                 # It is the default, and no word about it was asked for.
@@ -108,6 +114,16 @@ class Batches:
                 "already; choose their size where they are made.",
                 stacklevel=3,
             )
+
+    def note_use(self) -> None:
+        """From now on the caller's dataset is not as it was made."""
+        if self._source is not None:
+            _used.add(self._source)
+
+    def begin_anew(self) -> None:
+        """Goes back to the beginning of a dataset that a fit used before."""
+        if self._source is not None and self._source in _used:
+            self.dataset = made_anew(self.dataset)
 
     def begin_epoch(self) -> None:
         self._adapter.on_epoch_begin()

@@ -23,6 +23,7 @@ from tfamp.training.loop import Loop
 _INPUT_PROBLEM = re.compile(
     rf"{INPUT_ERROR_MARK}.*|Received a label value of .*?\)"
     r"|Cast string to \w+ is not supported"
+    r"|indices\[[\d,]*\] = -?\d+ is not in \[.*?\)"
 )
 
 
@@ -59,8 +60,20 @@ class Evaluator:
         # By a `test_step` of the model's own; nothing else was evaluated.
         self._returned: set[str] = set()
 
-    def run(self) -> dict[str, float]:
-        """Evaluates once; the batches of the next time are the same."""
+    def run(self, callbacks: bool = True) -> dict[str, float]:
+        """Evaluates once; the batches of the next time are the same.
+
+        Args:
+            callbacks: whether to tell them.
+        """
+        if not callbacks:
+            others = self._callbacks, self._watched
+            self._callbacks = keras.callbacks.CallbackList()
+            self._watched = False
+            try:
+                return self.run()
+            finally:
+                self._callbacks, self._watched = others
         if self._loop is None:
             self._loop = self._make_loop()
         model, limit = self._model, self._limit
@@ -73,7 +86,9 @@ class Evaluator:
         has_more = True
         while has_more and not model.stop_evaluating:
             done = self._loop.steps - begin
-            wanted = 1 if self._watched else self._STEPS_PER_LOOP
+            wanted = self._STEPS_PER_LOOP
+            if self._watched:
+                wanted = model.steps_per_execution
             if limit is not None:
                 wanted = min(wanted, limit - done)
             if not wanted:
@@ -103,7 +118,10 @@ class Evaluator:
         with graph_calls(self._model):
             has_more = loop.run(iterator, wanted)
         if self._watched and loop.steps > before:
-            self._callbacks.on_test_batch_end(done, self._results())
+            last = keras_internals.last_of_execution(
+                self._model, done, done + loop.steps - before
+            )
+            self._callbacks.on_test_batch_end(last, self._results())
         return has_more
 
     def _results(self) -> dict[str, float]:
@@ -171,4 +189,9 @@ def graph_calls(model: keras.Model) -> Iterator[None]:
             if found := _INPUT_PROBLEM.search(line):
                 text = found.group().removeprefix(INPUT_ERROR_MARK)
                 raise InputError(text.strip()) from None
+        if "/Ragged" in str(error):
+            raise InputError(
+                "The model cannot compute with these ragged batches; pad "
+                "them: dataset.map(lambda x, y: (x.to_tensor(), y))."
+            ) from None
         raise

@@ -13,8 +13,12 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.checkpoint.callback_state import CallbackStates
+from tfamp.checkpoint.place import full_disks_told
+from tfamp.checkpoint.preemption import ending_on_sigterm
 from tfamp.checkpoint.store import Checkpoints
-from tfamp.distribute.consensus import is_chief
+from tfamp.distribute.agreement import check_alike
+from tfamp.distribute.consensus import is_chief, number_of_workers
 from tfamp.distribute.workers import worker_errors
 from tfamp.errors import InputError
 from tfamp.overflow import watch
@@ -25,23 +29,23 @@ from tfamp.step import build
 from tfamp.step.terms import Plan
 from tfamp.step.trial import plan_of
 from tfamp.training import (
+    alike,
     data,
     hooks,
     misplaced,
     observers,
     preconditions,
     safe,
+    wire,
 )
-from tfamp.training.callbacks import (
-    ProgressBar,
-    ScaleTimeline,
-    format_figures,
-)
+from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
 from tfamp.training.narrow_weights import in_16_bits
+from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
 
 
+@ending_on_sigterm(if_given="checkpoint_dir")
 def fit(
     model: keras.Model,
     x: Any,
@@ -65,7 +69,7 @@ def fit(
     steps_per_loop: int | str = "auto",
     jit: bool | str = "auto",
     all_reduce_dtype: str | None = None,
-    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_dir: str | bytes | os.PathLike | None = None,
     checkpoint_frozen: bool = True,
     keep_float32: bool | str = "auto",
     on_overflow: str = "log",
@@ -99,7 +103,9 @@ def fit(
         validation_batch_size: None for `batch_size`.
         validation_freq: evaluates every so many epochs, or after these.
         microbatches: splits each replica's batch in so many; gradients add up
-            in float32 and are reduced once.
+            in float32 and are reduced once. What cannot be as in one piece:
+            batch normalization normalizes each piece by its own statistics;
+            its averages move once, by those of all rows.
         steps_per_loop: steps in one graph call, with no Python in between.
             "auto" adapts to the speed of a step; where a callback watches
             single batches it is 1. Callbacks see the end of each call.
@@ -107,7 +113,10 @@ def fit(
             `compile(jit_compile=...)` said; else on GPUs and TPUs, where all
             layers allow it.
         all_reduce_dtype: "float16" or "bfloat16" halves what replicas send
-            each other; None sends gradients as they are.
+            each other: 2 bytes for each weight and step instead of 4. None
+            sends gradients as they are. "float16" keeps 3 bits more and needs
+            a loss scale, also of a float32 model: fit turns dynamic scaling
+            on where no scale was chosen.
         checkpoint_dir: saves there by itself, at each epoch's end and every
             five minutes, and goes on from there when it is called again: it
             ends with the weights of a run that was never stopped. SIGTERM
@@ -134,6 +143,8 @@ def fit(
 
     Raises:
         InputError: for arguments, a model or data that cannot be used.
+        SaveError: a disk is full, or `checkpoint_dir` has gone: what was saved
+            before is whole.
         LossScaleError: where the scale is at its floor and 20 steps in a row
             overflowed, or at the first for "stop"; the message names what was
             at fault, and the first non-finite layer.
@@ -157,6 +168,7 @@ def fit(
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    is_shown = bool(verbose)
     verbose = verbose if is_chief(strategy) else 0
     epochs = _capped(epochs)
     if validation_split and validation_data is None:
@@ -208,9 +220,31 @@ def fit(
         pieces = strategy.num_replicas_in_sync * microbatches
         plan = plan_of(model, dataset, pieces, training=True)
     optimizers = _loss_scale_optimizers(model)
-    for optimizer in optimizers.values():
-        optimizer.all_reduce_dtype = all_reduce_dtype
+    scaled = wire.prepare(
+        optimizers.values(), all_reduce_dtype, strategy, is_custom
+    )
+    if scaled:
+        safe.say(verbose, scaled)
     kept = _kept_step(model, optimizers)
+    if number_of_workers(strategy) > 1:
+        arguments = {
+            "epochs": epochs,
+            "initial_epoch": initial_epoch,
+            "steps_per_epoch": batches.steps,
+            "number of batches": batches.count,
+            "validation_freq": validation_freq,
+            "validation": validation_data is not None,
+            "microbatches": microbatches,
+            "steps_per_loop": steps_per_loop,
+            "watching batches": hooks.watch_batches(callbacks, "train"),
+            "jit": jit,
+            "all_reduce_dtype": all_reduce_dtype,
+            "checkpoint_dir": checkpoint_dir,
+            "on_overflow": on_overflow,
+        }
+        facts = alike.facts_at_begin(model, dataset, arguments)
+        with worker_errors():
+            check_alike(strategy, facts)
     callbacks_here = hooks.callbacks_here(callbacks, strategy)
     callback_list = keras.callbacks.CallbackList(
         [*callbacks_here, *progress],
@@ -220,19 +254,28 @@ def fit(
         steps=batches.steps or batches.count,
         verbose=1 if verbose == "auto" else verbose,
     )
+    evaluator = _evaluator_of(
+        model,
+        validation_data,
+        callback_list,
+        batch_size=validation_batch_size or batch_size,
+        steps=validation_steps,
+        # On all workers alike, whoever's callbacks it is for.
+        watched=hooks.watch_batches(callbacks, "test"),
+    )
     run = Run(
         model,
         batches,
-        _step(model, is_custom, microbatches, jit, plan),
-        evaluator=_evaluator_of(
+        _step(
             model,
-            validation_data,
-            callback_list,
-            batch_size=validation_batch_size or batch_size,
-            steps=validation_steps,
-            # On all workers alike, whoever's callbacks it is for.
-            watched=hooks.watch_batches(callbacks, "test"),
+            optimizers,
+            is_custom,
+            microbatches,
+            jit,
+            plan,
+            hooks.stop_at_nan(callbacks),
         ),
+        evaluator=evaluator,
         validation_freq=validation_freq,
         watch=watch.OverflowWatch(
             optimizers,
@@ -241,7 +284,7 @@ def fit(
             if kept is None
             else Replay(
                 model,
-                _step(model, is_custom, 1, False, plan),
+                _step(model, optimizers, is_custom, 1, False, plan),
                 optimizers,
                 kept,
                 microbatches,
@@ -257,18 +300,27 @@ def fit(
         if checkpoint_dir is None
         else Checkpoints(
             model,
-            os.fspath(checkpoint_dir),
+            checkpoint_dir,
             with_frozen=checkpoint_frozen,
+            callbacks=CallbackStates(callbacks_here),
         ),
         steps_per_loop=steps_per_loop,
         watched=hooks.watch_batches(callbacks, "train"),
-        stops_at_nan=not is_custom and hooks.stop_at_nan(callbacks),
         callbacks=callback_list,
     )
     model.stop_training = False
     try:
-        with worker_errors(), in_16_bits(model, dataset.element_spec):
-            return run.epochs(epochs, initial_epoch)
+        with worker_errors(), full_disks_told():
+            with in_16_bits(model, dataset.element_spec):
+                history = run.epochs(epochs, initial_epoch)
+            if is_shown and run.leaves_averages and evaluator is not None:
+                # On all workers alike, whichever of them shows it.
+                results = evaluator.run(callbacks=False)
+                for bar in progress:
+                    bar.show_final(
+                        {f"val_{name}": each for name, each in results.items()}
+                    )
+            return history
     finally:
         # Keras tells callbacks nothing when training raises.
         for bar in progress:
@@ -413,15 +465,19 @@ def _evaluator_of(
 
 def _step(
     model: keras.Model,
+    optimizers: dict[str, LossScaleOptimizer],
     is_custom: bool,
     microbatches: int,
     jit: bool,
     plan: Plan | None,
+    reports_nan: bool = False,
 ) -> build.Step:
     if is_custom:
-        return build.custom_train_step(model)
+        return build.custom_train_step(model, optimizers.values())
     strategy = model.distribute_strategy
-    return build.train_step(model, strategy, microbatches, jit, plan)
+    return build.train_step(
+        model, strategy, microbatches, jit, plan, reports_nan
+    )
 
 
 def _kept_step(

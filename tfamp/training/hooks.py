@@ -51,6 +51,13 @@ def callbacks_here(
     return [each for each in callbacks if not isinstance(each, FILE_WRITERS)]
 
 
+def keep_files(callbacks: keras.callbacks.CallbackList) -> None:
+    """A run that goes on adds to its table; a new one begins it anew."""
+    for each in flattened(callbacks):
+        if isinstance(each, keras.callbacks.CSVLogger):
+            each.append = True
+
+
 def watch_batches(callbacks: list[keras.callbacks.Callback], what: str) -> bool:
     """Whether one of them wants to see each batch.
 
@@ -72,7 +79,7 @@ def stop_at_nan(callbacks: list[keras.callbacks.Callback]) -> bool:
 
 def _watches(callback: keras.callbacks.Callback, what: str) -> bool:
     # Of our own, these take reports whenever they come.
-    takes_reports = getattr(type(callback), "update_freq", None) == "epoch"
+    takes_reports = getattr(type(callback), "tfamp_takes_reports", False)
     if isinstance(callback, ProgressBar) or takes_reports:
         return False
     if isinstance(callback, keras.callbacks.CallbackList):

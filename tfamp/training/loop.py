@@ -27,6 +27,7 @@ class Loop:
     Attributes:
         steps: steps done so far, by all calls.
         has_event: whether `kept` saw something in the last step.
+        graph: what was traced last, for who takes it from here.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Loop:
     ):
         self.steps = 0
         self.has_event = False
+        self.graph: tf.Graph | None = None
         with tf.device("CPU:0"):
             # Survives the error that ends a dataset in the middle of a call.
             self._done = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
@@ -71,6 +73,7 @@ class Loop:
                 # Beyond any number of steps: it ends the loop.
                 return i + tf.where(has_event, 1 + _EVENT, 1)
 
+            self.graph = tf.compat.v1.get_default_graph()
             # One at a time: where the data end, the step before is whole.
             (end,) = tf.while_loop(
                 lambda i: i < steps, body, [0], parallel_iterations=1

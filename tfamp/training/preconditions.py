@@ -37,6 +37,16 @@ def check_compiled(model: keras.Model) -> None:
         )
 
 
+def check_dataset(dataset: Any) -> None:
+    """For doors that take nothing but a dataset."""
+    if not isinstance(dataset, tf.data.Dataset):
+        raise InputError(
+            f"Expected a tf.data.Dataset of batches, got "
+            f"{type(dataset).__name__}; for arrays: tf.data.Dataset."
+            "from_tensor_slices((x, y)).batch(32)."
+        )
+
+
 def check_batches(
     dataset: tf.data.Dataset,
     strategy: tf.distribute.Strategy,

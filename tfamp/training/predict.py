@@ -69,6 +69,11 @@ def predict(
         raise InputError("The dataset ended before the first batch.")
     if verbose and is_chief(strategy):
         print(f"predicted {len(pieces)} batches", flush=True)
+    return _joined(pieces)
+
+
+def _joined(pieces: list[Any]) -> Any:
+    """The outputs of batches, one after the other."""
     return keras.tree.map_structure_up_to(
         pieces[0],
         lambda *outputs: keras_internals.concatenate_outputs(list(outputs)),
@@ -95,13 +100,20 @@ def _pieces(
     callbacks.on_predict_begin()
     batches.begin_epoch()
     shares = iter(distribute_batches(strategy, dataset))
-    while limit is None or len(pieces) < limit:
-        share = next(shares, None)
-        if share is None:
-            break
-        callbacks.on_predict_batch_begin(len(pieces))
-        pieces.append(outputs_of(share))
-        callbacks.on_predict_batch_end(len(pieces) - 1, {"outputs": pieces[-1]})
+    share = next(shares, None)
+    while share is not None and len(pieces) != limit:
+        begin = len(pieces)
+        callbacks.on_predict_batch_begin(begin)
+        end = begin + model.steps_per_execution
+        end = end if limit is None else min(end, limit)
+        while share is not None and len(pieces) < end:
+            pieces.append(outputs_of(share))
+            share = None if len(pieces) == limit else next(shares, None)
+        last = keras_internals.last_of_execution(model, begin, len(pieces))
+        outputs = pieces[-1]
+        if len(pieces) > begin + 1:
+            outputs = _joined(pieces[begin:])
+        callbacks.on_predict_batch_end(last, {"outputs": outputs})
         if model.stop_predicting:
             break
     batches.end_epoch()

@@ -1,26 +1,29 @@
 """The epochs of one call of fit: calls of the graph, reports, saves."""
 
-import contextlib
 import dataclasses
+import math
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import keras
 import tensorflow as tf
 from absl import logging
 
 from tfamp import keras_internals
+from tfamp.checkpoint import other_state, preemption
 from tfamp.checkpoint.data_position import advance
-from tfamp.checkpoint.preemption import Preemption
+from tfamp.checkpoint.first_batches import FirstBatches
 from tfamp.checkpoint.store import Checkpoints, Position
-from tfamp.distribute.consensus import Consensus
+from tfamp.distribute.agreement import check_alike
+from tfamp.distribute.consensus import Consensus, number_of_workers
 from tfamp.distribute.strategy import devices_of, distribute_batches
 from tfamp.errors import InputError, Preempted
 from tfamp.overflow import watch as overflow
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.precision.policy import precision_of
 from tfamp.step import build
+from tfamp.training import alike, hooks
 from tfamp.training.data import Batches
 from tfamp.training.evaluation import Evaluator, graph_calls, metrics_now
 from tfamp.training.loop import Loop
@@ -31,7 +34,13 @@ SECONDS_BETWEEN_SAVES = 300
 
 
 class Run:
-    """The epochs of one call of fit."""
+    """The epochs of one call of fit.
+
+    Attributes:
+        callbacks: those that are told of it.
+        leaves_averages: whether the weights that it leaves are averages, and
+            not those of its last epoch.
+    """
 
     def __init__(
         self,
@@ -46,11 +55,11 @@ class Run:
         checkpoints: Checkpoints | None,
         steps_per_loop: int | str,
         watched: bool,
-        stops_at_nan: bool,
         callbacks: keras.callbacks.CallbackList,
     ):
         strategy = model.distribute_strategy
         self.callbacks = callbacks
+        self.leaves_averages = False
         self._model = model
         self._data = data
         self._loop = Loop(
@@ -60,7 +69,13 @@ class Run:
             kept,
             is_narrow=precision_of(model) != "float32",
         )
-        self._batches = distribute_batches(strategy, data.dataset)
+        self._batches: Iterable | None = None
+        self._several_workers = number_of_workers(strategy) > 1
+        self._first_batches = (
+            FirstBatches()
+            if self._several_workers or checkpoints is not None
+            else None
+        )
         self._iterator: Iterator | None = None
         # Of the iterator.
         self._steps_seen = 0
@@ -69,8 +84,6 @@ class Run:
         self._sees_steps = kept is not None
         self._steps_before = 0
         self._watched = watched
-        self._stops_at_nan = stops_at_nan
-        self._counted = 0.0
         self._consensus = Consensus(strategy)
         self._pace = Pace(
             1 if watched and steps_per_loop == "auto" else steps_per_loop,
@@ -78,7 +91,7 @@ class Run:
         )
         self._clock = Clock(self._loop)
         self._checkpoints = checkpoints
-        self._preemption = Preemption()
+        self._preemption = preemption.current()
         self._last_save = time.monotonic()
         self._epochs_done = 0
         self._average_statistics = build.average_statistics(model, strategy)
@@ -89,23 +102,39 @@ class Run:
         self, epochs: int, initial_epoch: int = 0
     ) -> keras.callbacks.History:
         """Trains up to that epoch, from where the run stands."""
+        try:
+            return self._epochs(epochs, initial_epoch)
+        finally:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+
+    def _epochs(
+        self, epochs: int, initial_epoch: int
+    ) -> keras.callbacks.History:
         model = self._model
         self._initial_epoch = initial_epoch
         begin = self._restore(epochs)
+        self._check_ended()
         self._steps_before = begin.notes.get("steps", 0)
-        self.callbacks.on_train_begin()
         is_resumed = begin.epoch > 0 or begin.step > 0
+        if is_resumed:
+            hooks.keep_files(self.callbacks)
+        self.callbacks.on_train_begin()
+        first = keras_internals.initial_epoch(model) or initial_epoch
+        if is_resumed:
+            # What `BackupAndRestore` found is older, or of another run.
+            keras_internals.forget_initial_epoch(model)
+            first = max(begin.epoch, initial_epoch)
+        if self._checkpoints is not None:
+            self._checkpoints.begin()
         self._watch.begin(begin.epoch, self._steps_before, is_resumed)
         logs: dict[str, float] = {}
-        first = keras_internals.initial_epoch(model) or initial_epoch
-        first = max(begin.epoch, first)
-        with self._preemption_watched():
-            for epoch in range(first, epochs):
-                if model.stop_training:
-                    break
-                is_begun = epoch == begin.epoch and begin.step > 0
-                where = begin if is_begun else Position(epoch)
-                logs = self._epoch(where) or logs
+        for epoch in range(first, epochs):
+            if model.stop_training:
+                break
+            is_begun = epoch == begin.epoch and begin.step > 0
+            where = begin if is_begun else Position(epoch)
+            logs = self._epoch(where) or logs
         if (
             epochs > 0
             and model.optimizer is not None
@@ -113,6 +142,9 @@ class Run:
         ):
             # Weights that are averaged are the averages from here on.
             model.optimizer.finalize_variable_values(model.trainable_variables)
+            self.leaves_averages = keras_internals.leaves_averages(
+                model.optimizer
+            )
         self.callbacks.on_train_end(logs)
         if logs and model.stop_training and self._checkpoints is not None:
             # EarlyStopping has put the best weights back by now, and a run
@@ -124,8 +156,8 @@ class Run:
     def _restore(self, epochs: int) -> Position:
         if self._checkpoints is None:
             return Position(0)
+        self._checkpoints.open(lambda: self._preemption.is_requested)
         position = self._checkpoints.restore()
-        self._checkpoints.check_writable()
         if position is None:
             return Position(0)
         if position.notes.get("is_stopped"):
@@ -144,10 +176,39 @@ class Run:
         """Finds the place in the data."""
         epochs = max(position.epoch - self._initial_epoch, 0)
         passes, steps = self._data.place(epochs, position.step)
+        self._data.begin_anew()
         self._iterator = advance(
-            self._batches, self._data.dataset, epochs=passes, steps=steps
+            self._distributed(),
+            self._data.dataset,
+            epochs=passes,
+            steps=steps,
+            is_ended=lambda: self._preemption.is_requested,
         )
         self._steps_seen = steps
+        saved = position.notes.get("first_batches")
+        if saved is not None and self._first_batches is not None:
+            self._first_batches.compare(saved, passes=passes, steps=steps)
+
+    def _distributed(self) -> Iterable:
+        """The batches, shared by replicas; made when they are first wanted."""
+        if self._batches is None:
+            dataset = self._data.dataset
+            if self._first_batches is not None:
+                dataset = self._first_batches.watched(dataset)
+            strategy = self._model.distribute_strategy
+            self._batches = distribute_batches(strategy, dataset)
+            self._data.note_use()
+        return self._batches
+
+    def _check_ended(self) -> None:
+        """Ends on SIGTERM before anything is trained, on all workers alike."""
+        if self._checkpoints is not None and self._consensus.any(
+            self._preemption.is_requested
+        ):
+            raise Preempted(
+                "SIGTERM: nothing was trained yet; start the same command "
+                "again to go on."
+            )
 
     def _epoch(self, begin: Position) -> dict[str, float]:
         """Trains and evaluates for one epoch; returns its logs, if any.
@@ -158,10 +219,12 @@ class Run:
         if not begin.step:
             self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
-        self._counted = 0.0
+        if begin.step and self._checkpoints is not None:
+            # It was told so before, and what came of it was restored.
+            self._checkpoints.restore_again()
         self._data.begin_epoch()
         if self._iterator is None:
-            self._iterator = iter(self._batches)
+            self._iterator = iter(self._distributed())
             self._steps_seen = 0
         self._watch.begin_epoch(begin.notes.get("skipped_at_epoch_begin"))
         self._clock.begin_epoch(begin.step)
@@ -173,7 +236,10 @@ class Run:
                 wanted = min(wanted, num_steps - self._clock.steps)
             if wanted == 0:
                 break
+            is_first = self._clock.steps == begin.step
             has_more = self._graph_call(epoch, wanted)
+            if is_first and has_more and self._several_workers:
+                self._check_alike()
         self._end_pass(begin.step, has_more)
         if self._clock.steps == 0:
             return {}
@@ -188,6 +254,13 @@ class Run:
         self._agree_and_save(Position(epoch + 1), logs)
         return logs
 
+    def _check_alike(self) -> None:
+        """Ends all workers where one trains on something else."""
+        batches = self._first_batches
+        first = batches.notes()["pass"] if batches is not None else None
+        strategy = self._model.distribute_strategy
+        check_alike(strategy, alike.facts_of_epoch(self._model, first))
+
     def _graph_call(self, epoch: int, wanted: int) -> bool:
         """Runs some steps; False where the data ended."""
         before = self._clock.steps
@@ -201,26 +274,30 @@ class Run:
                 )
             if self._loop.has_event:
                 self._look(epoch)
+        self._warn_of_draws()
         done = self._clock.steps - before
         if done and (self._watched or self._pace.is_due()):
             # Reading the metrics waits for the device; hence not each time.
             logs = self._logs(epoch)
-            if self._stops_at_nan and not self._has_counted():
+            if math.isnan(self._loop.logs.get(build.NAN_LOG, 0.0)):
+                # The mean leaves it out.
                 logs["loss"] = float("nan")
             self._pace.measure(done)
             self._clock.end_warm_up()
             logs["examples_per_second"] = self._clock.examples_per_second
-            self.callbacks.on_train_batch_end(self._clock.steps - 1, logs)
+            last = keras_internals.last_of_execution(
+                self._model, before, self._clock.steps
+            )
+            self.callbacks.on_train_batch_end(last, logs)
             if has_more:
                 self._agree_and_save(Position(epoch, self._clock.steps))
         return has_more
 
-    def _has_counted(self) -> bool:
-        """Whether the mean loss took the batch in: it leaves NaN out."""
-        before = self._counted
-        tracker = keras_internals.loss_tracker(self._model)
-        self._counted = float(tracker.count.numpy())
-        return self._counted != before
+    def _warn_of_draws(self) -> None:
+        """Once, of the step that was traced."""
+        graph, self._loop.graph = self._loop.graph, None
+        if graph is not None and self._checkpoints is not None:
+            other_state.warn_of_draws(graph, self._model)
 
     def _look(self, epoch: int) -> None:
         """A step was skipped, or moved a scale; a replay may take a while."""
@@ -241,7 +318,9 @@ class Run:
             self._look(epoch)
         self._watch.check(f"epoch {epoch + 1}, step {self._clock.steps}")
         metrics = metrics_now(self._model, keras.Model.train_step)
-        return self._loop.logs | metrics | self._watch.logs()
+        logs = self._loop.logs | metrics | self._watch.logs()
+        logs.pop(build.NAN_LOG, None)
+        return logs
 
     def _agree_and_save(
         self, position: Position, logs: dict[str, float] | None = None
@@ -265,6 +344,8 @@ class Run:
                 "is_stopped": logs is not None and model.stop_training,
                 "skipped_at_epoch_begin": self._watch.skipped_at_epoch_begin,
                 "steps": self._steps,
+                "first_batches": self._first_batches
+                and self._first_batches.notes(),
             }
             position = dataclasses.replace(position, notes=notes)
             self._checkpoints.save(position, logs)
@@ -274,12 +355,6 @@ class Run:
                 f"SIGTERM: saved after epoch {position.epoch}, step "
                 f"{position.step}; start the same command again to go on."
             )
-
-    def _preemption_watched(self) -> contextlib.AbstractContextManager:
-        if self._checkpoints is None:
-            # Nothing could be saved: SIGTERM stays what it is.
-            return contextlib.nullcontext()
-        return self._preemption.watched()
 
     def _steps_of_epoch(self, done: int) -> int | None:
         """Steps of this epoch, where the data tell how many they have."""

@@ -17,6 +17,7 @@ from tfamp.files.output import (
     json_numbers,
     make_folder,
     output_folder,
+    said_and_done_without,
     utc_now,
     write_atomically,
 )
@@ -142,7 +143,9 @@ def _read_record(path):
 
 def _write_json(path, record):
     # Paths and dtypes, which a user's config may hold, become their text.
-    write_atomically(path, json.dumps(record, indent=2, default=str) + "\n")
+    text = json.dumps(record, indent=2, default=str) + "\n"
+    with said_and_done_without(path):
+        write_atomically(path, text)
 
 
 def _as_dict(config):

@@ -5,6 +5,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 
 import keras
@@ -12,8 +13,9 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
+from tfamp.layers.float8 import float8, has_float8
 from tfamp.precision import keep_float32 as precision
-from tfamp.precision.policy import precision_of
+from tfamp.precision.policy import FLOAT8, last_precision, precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.training.data import one_line
 
@@ -42,9 +44,23 @@ def build_rest(model: keras.Model, element_spec, is_custom: bool) -> None:
         except Exception:
             # A loss or metrics of other things than model(x) and y.
             keras_internals.build_optimizer(model)
-    else:
+        return
+    try:
         with _said_in_one_line(model):
             keras_internals.build_everything(model, element_spec)
+    except Exception as error:
+        if _lacks_targets(model, element_spec):
+            raise InputError(
+                f"Model {model.name!r} was compiled with a loss, but the data "
+                "have no targets: pass y, or batches of (x, y)."
+            ) from error
+        raise
+
+
+def _lacks_targets(model: keras.Model, element_spec) -> bool:
+    """Whether a loss of `compile` finds nothing to compare outputs with."""
+    _, y, _ = keras.utils.unpack_x_y_sample_weight(element_spec)
+    return y is None and keras_internals.compile_arguments(model)["loss"]
 
 
 @contextlib.contextmanager
@@ -54,7 +70,7 @@ def _said_in_one_line(model: keras.Model) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(
             f"Model {model.name!r} cannot take these data: {one_line(error)}"
         ) from error
@@ -68,7 +84,7 @@ def make_safe(
         raise InputError(
             f"keep_float32={keep_float32!r}; expected 'auto' or False."
         )
-    done = []
+    done = _use_float8(model)
     is_float32 = precision_of(model) == "float32"
     if keep_float32 and not is_float32:
         done += _keep(model, keep_float32)
@@ -76,11 +92,16 @@ def make_safe(
     if wrapped and not is_float32:
         done.append(wrapped)
     if done:
-        line = f"tfamp.fit: {'; '.join(done)}."
-        if verbose:
-            print(line, flush=True)
-        else:
-            logging.info(line)
+        say(verbose, "; ".join(done))
+
+
+def say(verbose: int | str, done: str) -> None:
+    """Tells what fit did by itself: on the screen, or in the log."""
+    line = f"tfamp.fit: {done}."
+    if verbose:
+        print(line, flush=True)
+    else:
+        logging.info(line)
 
 
 def replace_scalers(model: keras.Model) -> None:
@@ -131,15 +152,43 @@ def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
     ]
 
 
+def _use_float8(model: keras.Model) -> list[str]:
+    """What `set_precision("float8")` asked of models built under it."""
+    is_wanted = last_precision() == FLOAT8 == keras_internals.session_mark()
+    if (
+        not is_wanted
+        or precision_of(model) != "mixed_bfloat16"
+        or has_float8(model)
+    ):
+        return []
+    try:
+        layers = float8(model)
+    except InputError as error:
+        return [f"no 8-bit products ({error})"]
+    return [f"8-bit products in {len(layers)} layers"]
+
+
 def _wrap_optimizer(model: keras.Model) -> str | None:
     """Puts the optimizer into a `LossScaleOptimizer`, unless it is in one."""
     optimizer = model.optimizer
     if optimizer is None or isinstance(optimizer, LossScaleOptimizer):
         return None
+    computes_in = precision_of(model)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         safe = _in_place_of(optimizer)
+    elif computes_in == model.dtype_policy.name == "mixed_float16":
+        # Keras would have wrapped it, had it not been told otherwise.
+        safe = wrap_optimizer(optimizer, "float32")
+        safe.wrapped_for = None
+        warnings.warn(
+            f"Model {model.name!r} trains in float16 without loss scaling, as "
+            "compile(auto_scale_loss=False) says: gradients below 2^-24 become "
+            "0. Leave that out, or compile with "
+            "tfamp.wrap_optimizer(optimizer).",
+            stacklevel=4,
+        )
     else:
-        safe = wrap_optimizer(optimizer, precision_of(model))
+        safe = wrap_optimizer(optimizer, computes_in)
     keras_internals.replace_optimizer(model, safe)
     if not safe.dynamic:
         return "wrapped the optimizer, to skip steps that are not finite"

@@ -296,6 +296,7 @@ def test_a_product_rate_is_that_of_an_actual_product(dtype, monkeypatch):
     assert 1e6 < product_rate(dtype) < 1e17
 
 
+@pytest.mark.slow
 def test_a_benchmark_from_command_to_report(tmp_path, capsys, fits_schema):
     status = cli.main(
         [

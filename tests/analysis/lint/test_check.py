@@ -128,9 +128,15 @@ def attention_softmax(fix, _):
     return model
 
 
+def scripted(fix, *code, width=WIDTH):
+    model = chain(Scripted(*code), width=width)
+    paste(fix, model=model)
+    return model
+
+
 def hidden_softmax(fix, _):
-    code = fix or "weights = keras.ops.softmax(logits)"
-    return chain(Scripted("logits = x", code, "y = x * weights"))
+    code = "weights = keras.ops.softmax(logits)"
+    return scripted(fix, "logits = x", code, "y = x * weights")
 
 
 def mask_constant(fix, _):
@@ -139,19 +145,18 @@ def mask_constant(fix, _):
 
 
 def small_epsilon(fix, _):
-    return chain(
-        Scripted(
-            "norm = keras.ops.max(keras.ops.abs(x))",
-            fix or "epsilon = 1e-8",
-            "y = x / (norm + epsilon)",
-        )
-    )
+    before = "norm = keras.ops.max(keras.ops.abs(x))"
+    return scripted(fix, before, "epsilon = 1e-8", "y = x / (norm + epsilon)")
 
 
 def large_sum(fix, _):
-    code = fix or "total = keras.ops.sum(x, axis=axis)"
-    before = "axis = 1"
-    return chain(Scripted(before, code, "y = total[:, None]"), width=4096)
+    code = "total = keras.ops.sum(x, axis=1)"
+    return scripted(fix, "", code, "y = total[:, None]", width=4096)
+
+
+def rounded_equality(fix, _):
+    code = "y = keras.ops.where(x == 2049.0, keras.ops.zeros_like(x), x)"
+    return scripted(fix, "", code, "")
 
 
 def input_range(fix, _):
@@ -309,6 +314,7 @@ PLANTS = {
         small_epsilon,
         large_sum,
         input_range,
+        rounded_equality,
         rounded_loss,
         rounded_metric,
         no_loss_scaling,

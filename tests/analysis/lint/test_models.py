@@ -10,6 +10,7 @@ from keras import layers
 
 import tfamp
 from recipes import image_classification
+from tests.conftest import mostly_slow
 from tests.matmul_dtypes import small_transformer
 from tfamp.analysis.lint.check import lint
 from tfamp.checkpoint.random_state import get_random_state
@@ -22,12 +23,15 @@ def rules_of(model, batch=None):
 
 @pytest.mark.parametrize(
     ("precision", "name"),
-    [
-        ("float32", "resnet_small"),
-        ("mixed_bfloat16", "resnet_small"),
-        ("mixed_float16", "resnet_small"),
-        ("mixed_float16", "resnet50"),
-    ],
+    mostly_slow(
+        [
+            ("float32", "resnet_small"),
+            ("mixed_bfloat16", "resnet_small"),
+            ("mixed_float16", "resnet_small"),
+            ("mixed_float16", "resnet50"),
+        ],
+        always=[("mixed_float16", "resnet_small")],
+    ),
 )
 def test_nothing_is_found_in_the_image_recipe(precision, name):
     config = image_classification.Config(
@@ -38,6 +42,7 @@ def test_nothing_is_found_in_the_image_recipe(precision, name):
     assert lint(subject.model, batch) == []
 
 
+@pytest.mark.slow
 def test_models_of_keras_applications_can_be_looked_at():
     keras.config.set_dtype_policy("mixed_float16")
     options = {"weights": None, "input_shape": (32, 32, 3), "classes": 8}

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tfamp.analysis.parity.equivalence import (
+    Equivalence,
     paired_equivalence,
+    seeds_needed,
     sign_test,
     two_one_sided_tests,
 )
@@ -121,3 +123,30 @@ def test_a_margin_that_is_none_is_refused(margin):
 def test_an_alpha_that_is_none_is_refused(alpha):
     with pytest.raises(InputError, match="alpha="):
         paired_equivalence([0, 0], [1, 2], margin=1.0, alpha=alpha)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, -0.6])
+def test_so_many_seeds_like_these_show_it_and_one_less_does_not(mean):
+    found = Equivalence(False, "t-test", 3, mean, 1.0, 0.5, (-9.0, 9.0))
+
+    needed = seeds_needed(found, margin=1.0)
+
+    def p_value(pairs):
+        values = np.random.default_rng(0).normal(size=pairs)
+        values = (values - values.mean()) / values.std(ddof=1) + mean
+        return two_one_sided_tests(values, 1.0)
+
+    assert p_value(needed) < 0.05 <= p_value(needed - 1)
+
+
+def test_no_number_of_seeds_shows_a_difference_of_the_margin_to_be_none():
+    found = Equivalence(False, "t-test", 3, 1.0, 0.1, 0.5, (-9.0, 9.0))
+    assert seeds_needed(found, margin=1.0) is None
+    found = Equivalence(False, "t-test", 3, 0.9, 5.0, 0.5, (-9.0, 9.0))
+    assert seeds_needed(found, margin=1.0) is None
+
+
+def test_equal_differences_take_five_seeds_for_the_sign_test():
+    found = paired_equivalence([1.0, 2.0], [1.5, 2.5], margin=1.0)
+    assert (found.method, found.equivalent) == ("sign test", False)
+    assert seeds_needed(found, margin=1.0) == 5  # 1 / 32 < 0.05

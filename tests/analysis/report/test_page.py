@@ -101,9 +101,9 @@ def test_a_name_with_markup_is_text_everywhere(page):
     assert not elements.all("script")
     assert HOSTILE not in page
     quoted = [text for _, text in elements.texts if HOSTILE in text]
-    # Link, verdict, remark, heading, plot, caption, table (4), note, and
-    # environment (3).
-    assert len(quoted) == 14
+    # Title (2), link, verdict, remark, heading, plot, caption, table (4), note,
+    # and environment (3).
+    assert len(quoted) == 16
 
 
 def test_every_id_on_the_page_is_its_own_and_every_reference_has_one(page):

@@ -92,9 +92,9 @@ class Phase:
 class _WindowCallback(keras.callbacks.Callback):
     """Calls `on_window(steps, seconds, logs)` at each report of `fit`."""
 
-    # As `keras.callbacks.TensorBoard` has it: what says so is not told of
-    # each batch, and leaves it to fit how many steps go into a call.
-    update_freq = "epoch"
+    # What says so is not told of each batch, and leaves it to fit how many
+    # steps go into a call.
+    tfamp_takes_reports = True
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         super().__init__()

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfamp.analysis.lint import (
+    equality,
     layers,
     losses,
     outputs,
@@ -20,10 +22,15 @@ from tfamp.analysis.lint import (
     scaling,
     softmax,
 )
-from tfamp.analysis.lint.findings import INFO, SEVERITIES, Finding, Rule
+from tfamp.analysis.lint.findings import (
+    SEVERITIES,
+    WARNING,
+    Finding,
+    Rule,
+)
 from tfamp.analysis.lint.view import View, look
 from tfamp.errors import InputError
-from tfamp.precision.layer_paths import walk
+from tfamp.precision.sensitive_layers import is_built
 
 NOT_TRACED = Rule(
     "not-traced",
@@ -35,6 +42,7 @@ _GROUPS = (
     outputs,
     softmax,
     ranges,
+    equality,
     losses,
     scaling,
     replicas,
@@ -52,8 +60,9 @@ def lint(model: keras.Model, batch: Any = None) -> list[Finding]:
         model: a built model: functional, sequential or subclassed. What needs
             a compiled one (optimizer, loss, metrics) is skipped for others.
         batch: an element of the training data, `(x, y, sample_weight)` or
-            less of them. Its values are looked at for their range. Without
-            one, shapes and labels are guessed from the model's own.
+            less of them, or a dataset, of which the first is taken. Its values
+            are looked at for their range. Without one, shapes and labels are
+            guessed from the model's own.
 
     Returns:
         The findings, the gravest first; none for a clean model.
@@ -66,11 +75,13 @@ def lint(model: keras.Model, batch: Any = None) -> list[Finding]:
             f"Expected a keras.Model, got {type(model).__name__}; put a layer"
             " into keras.Sequential([layer])."
         )
-    if not _is_built(model):
+    if not is_built(model):
         raise InputError(
             f"Model {model.name!r} is not built; call it once on a batch, or"
             " model.build(input_shape), before lint."
         )
+    if isinstance(batch, tf.data.Dataset):
+        batch = next(iter(batch), None)
     view = look(model, batch)
     findings = [each for group in _GROUPS for each in group.check(view)]
     findings += _not_traced(view)
@@ -81,19 +92,11 @@ def lint(model: keras.Model, batch: Any = None) -> list[Finding]:
     )
 
 
-def _is_built(model: keras.Model) -> bool:
-    if model.built or type(model).call is not keras.Model.call:
-        return model.built
-    # One without a `call`, as a GAN, is what its parts are.
-    parts = [place.layer for place in walk(model)]
-    return bool(parts) and all(part.built for part in parts)
-
-
 def _not_traced(view: View) -> Iterator[Finding]:
     for problem in view.untraced:
         yield Finding(
             NOT_TRACED.name,
-            INFO,
+            WARNING,
             "",
             f"Not traced, {problem}",
             "tfamp.lint(model, batch=next(iter(dataset)))",

@@ -38,6 +38,8 @@ class Finding:
         message: what is wrong, and what comes of it.
         fix: code to paste. `model`, `optimizer`, `dataset` and the like stand
             for the caller's own.
+        line: "file.py:12", where own code made what is wrong; "" where none
+            did, or it is not known.
     """
 
     rule: str
@@ -45,3 +47,4 @@ class Finding:
     layer: str
     message: str
     fix: str
+    line: str = ""

@@ -37,6 +37,7 @@ class Node:
         inputs: the names of the nodes that feed it, and which output of each.
         shapes: of its outputs; None where the rank is unknown.
         value: a constant's.
+        line: "file.py:12", where own code made it, or "".
     """
 
     name: str
@@ -47,6 +48,7 @@ class Node:
     inputs: tuple[tuple[str, int], ...]
     shapes: tuple[Shape | None, ...] = ()
     value: np.ndarray | None = None
+    line: str = ""
 
 
 class Graph:
@@ -58,6 +60,8 @@ class Graph:
             where its outermost scope is; one with no such scope is at the
             place of the call of its function, or at "".
         dropped: name scopes whose operations are left out.
+        lines: where own code made operations, by their name. What a function
+            holds is where it is called.
     """
 
     def __init__(
@@ -65,7 +69,10 @@ class Graph:
         definition: Any,
         places: Mapping[str, str],
         dropped: Sequence[str] = (),
+        lines: Mapping[str, str] | None = None,
     ):
+        self._lines = lines or {}
+        self._live: set[str] | None = None
         self._places = places
         self._dropped = dropped
         self._functions = {
@@ -73,15 +80,35 @@ class Graph:
             for function in definition.library.function
         }
         self.nodes: dict[str, Node] = {}
+        self._outer_line = ""
         self._add_all(definition.node, "", "", False, {})
         self._consumers: dict[str, list[Node]] = {}
         for node in self.nodes.values():
             for source, _ in node.inputs:
                 self._consumers.setdefault(source, []).append(node)
 
+    def keep_alive(self, ends: Iterable[Node], places: Sequence[str]) -> None:
+        """Forgets in `forward` what nothing comes of.
+
+        Args:
+            ends: what the graph is run for.
+            places: where all is alive.
+        """
+        ends = [
+            *ends,
+            *(node for node in self.nodes.values() if node.place in places),
+        ]
+        reached = self.upstream(ends, lambda node: True)
+        self._live = {node.name for node in reached}
+
     def forward(self) -> Iterator[Node]:
-        """The operations that belong to no gradient."""
-        return (node for node in self.nodes.values() if not node.is_backward)
+        """The operations that belong to no gradient, and come to something."""
+        return (
+            node
+            for node in self.nodes.values()
+            if not node.is_backward
+            and (self._live is None or node.name in self._live)
+        )
 
     def node_of(self, tensor: tf.Tensor) -> Node:
         """The node that computed a tensor of the traced graph."""
@@ -178,6 +205,11 @@ class Graph:
             inputs,
             tuple(map(_shape, attributes["_output_shapes"].list.shape)),
             value,
+            self._lines.get(name, self._outer_line),
+        )
+        outer_line, self._outer_line = (
+            self._outer_line,
+            self.nodes[name].line,
         )
         results: dict[int, list[tuple[str, int]]] = {}
         for function in self._called(definition):
@@ -185,6 +217,7 @@ class Graph:
                 self._add_function(function, definition.op, self.nodes[name])
             ):
                 results.setdefault(index, []).append(end)
+        self._outer_line = outer_line
         for index, ends in results.items():
             source = self.nodes[ends[0][0]]
             result = f"{name}#{index}"

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from tfamp import keras_internals
 from tfamp.analysis.lint.findings import ERROR, WARNING, Finding, Rule
 from tfamp.analysis.lint.graph import Graph, Node
 from tfamp.analysis.lint.ops import ARITHMETIC, MOVES
-from tfamp.analysis.lint.trace import ForwardTrace
+from tfamp.analysis.lint.trace import LOSS, METRICS, ForwardTrace
 from tfamp.analysis.lint.view import View, is_16_bit
 from tfamp.formats import FORMATS
 
@@ -21,6 +22,8 @@ ROUNDED_OUTPUT = Rule(
 RULES = (SENSITIVE_OUTPUT, ROUNDED_OUTPUT)
 
 SENSITIVE = ("Exp", "Log", "Log1p", "LogSoftmax", "Sigmoid", "Softmax")
+
+KEEP = "tfamp.keep_float32(model)"
 
 _BY_CODE = {
     "Exp": "keras.ops.exp",
@@ -49,19 +52,30 @@ def sensitive_output_nodes(trace: ForwardTrace) -> Iterator[Node]:
                 yield node
 
 
-def in_float32(view: View, place: str, code: str) -> str:
-    """The fix for an operation: `keep_float32` where it reaches that.
+def in_float32(view: View, node: Node, code: str) -> str:
+    """The fix for an operation inside the model: `keep_float32`, if it helps.
 
     Args:
         view: of the model.
-        place: of the operation.
-        code: what to write instead, where the operation is the user's own.
+        node: the operation.
+        code: what to write instead, where the model was kept already, or a
+            training step computes it.
     """
-    layer = view.layer_at(place)
-    parts = [type(layer), getattr(layer, "activation", None)]
-    # A functional model is Keras's, and so are the operations in it.
-    is_kept = all(each is None or _is_of_keras(each) for each in parts)
-    return "tfamp.keep_float32(model)" if is_kept else code
+    is_kept = keras_internals.is_marked(view.model, "tfamp_keep_float32")
+    if is_kept or node.place in (LOSS, METRICS):
+        return code
+    is_in_step = view.step is not None and (
+        view.step.graph.nodes.get(node.name) is node
+    )
+    return code if is_in_step and not node.place else KEEP
+
+
+def output_in_float32(view: View, node: Node, code: str) -> str:
+    """The fix for an output, which `keep_float32` reaches in layers only."""
+    is_in_own_call = view.layer_at(node.place) is view.model and not hasattr(
+        view.model, "operations"
+    )
+    return code if is_in_own_call else in_float32(view, node, code)
 
 
 def op_in_float32(op: str, variable: str) -> str:
@@ -78,9 +92,10 @@ def _check_outputs(view: View, trace: ForwardTrace) -> Iterator[Finding]:
             node.place,
             f"{_plain(node.op)} in {node.dtype} makes an output: where it "
             "saturates, its gradient is exactly 0.",
-            in_float32(
-                view, node.place, f"outputs = {op_in_float32(node.op, 'x')}"
+            output_in_float32(
+                view, node, f"outputs = {op_in_float32(node.op, 'x')}"
             ),
+            node.line,
         )
     # Features for another model may be of any dtype; a loss reads these.
     if sensitive or not view.model.compiled:
@@ -93,11 +108,12 @@ def _check_outputs(view: View, trace: ForwardTrace) -> Iterator[Finding]:
                 output.place,
                 f"An output is {output.dtype}: the loss sees it rounded to "
                 f"{_digits(output.dtype)} bits.",
-                in_float32(
+                output_in_float32(
                     view,
-                    output.place,
+                    output,
                     'outputs = keras.ops.cast(outputs, "float32")',
                 ),
+                output.line,
             )
 
 
@@ -119,11 +135,6 @@ def _plain(op: str) -> str:
         "Sigmoid": "A sigmoid",
         "Softmax": "A softmax",
     }[op]
-
-
-def _is_of_keras(each) -> bool:
-    module = getattr(each, "__module__", type(each).__module__)
-    return module.partition(".")[0] in ("keras", "tfamp")
 
 
 def _digits(dtype: str) -> int:

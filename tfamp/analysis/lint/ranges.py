@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfamp.analysis.lint.findings import ERROR, WARNING, Finding, Rule
 from tfamp.analysis.lint.graph import Graph, Node
 from tfamp.analysis.lint.ops import MOVES
+from tfamp.analysis.lint.outputs import in_float32
 from tfamp.analysis.lint.trace import LOSS, METRICS, ForwardTrace
 from tfamp.analysis.lint.view import View, is_16_bit, shown, unwrapped
 from tfamp.formats import FORMATS
@@ -50,20 +51,20 @@ def check(view: View) -> Iterator[Finding]:
     for graph in view.graphs():
         for node in graph.forward():
             if node.dtype == "float16" and node.op in _ADDING:
-                yield from _check_epsilon(graph, node)
+                yield from _check_epsilon(view, graph, node)
             # Those of losses and metrics are wrong at any size.
             if (
                 node.op in _SUMS
                 and is_16_bit(node)
                 and node.place not in (LOSS, METRICS)
             ):
-                yield from _check_sum(graph, node)
+                yield from _check_sum(view, graph, node)
     yield from _check_optimizers(view)
     if view.batch is not None and view.passes:
         yield from _check_inputs(view, view.passes[0])
 
 
-def _check_epsilon(graph: Graph, node: Node) -> Iterator[Finding]:
+def _check_epsilon(view: View, graph: Graph, node: Node) -> Iterator[Finding]:
     for source in graph.sources(node):
         value = graph.constant(source)
         # The traced constant is what is left of it in float16.
@@ -81,7 +82,8 @@ def _check_epsilon(graph: Graph, node: Node) -> Iterator[Finding]:
                 "An epsilon that protects a division, root or logarithm is "
                 f"{float(np.abs(value).max()):.2g} in float16, below its "
                 f"smallest normal number {_FLOAT16.min_normal:.2g}.",
-                f"epsilon = {2.0**-13}",
+                in_float32(view, node, f"epsilon = {2.0**-13}"),
+                node.line,
             )
             return
 
@@ -109,7 +111,7 @@ def _divides(graph: Graph, node: Node) -> bool:
     return False
 
 
-def _check_sum(graph: Graph, node: Node) -> Iterator[Finding]:
+def _check_sum(view: View, graph: Graph, node: Node) -> Iterator[Finding]:
     if len(node.inputs) < 2:
         return
     shape = graph.input_shape(node, 0)
@@ -129,8 +131,13 @@ def _check_sum(graph: Graph, node: Node) -> Iterator[Finding]:
         f"A {node.op.lower()} over {count} numbers is in {node.dtype}, which "
         f"counts by ones up to {exact}"
         + (" and overflows at 65504." if is_float16 else "."),
-        f"total = keras.ops.{node.op.lower()}("
-        'keras.ops.cast(x, "float32"), axis=axis)',
+        in_float32(
+            view,
+            node,
+            f"total = keras.ops.{node.op.lower()}("
+            'keras.ops.cast(x, "float32"), axis=axis)',
+        ),
+        node.line,
     )
 
 

@@ -9,6 +9,7 @@ from tfamp.analysis.lint.findings import ERROR, WARNING, Finding, Rule
 from tfamp.analysis.lint.graph import Graph, Node
 from tfamp.analysis.lint.step import OptimizerUse
 from tfamp.analysis.lint.view import View, compiled_with, unwrapped
+from tfamp.precision.product_policy import product_dtype
 from tfamp.scaling.optimizer import LossScaleOptimizer
 
 NO_LOSS_SCALING = Rule(
@@ -36,8 +37,14 @@ CLIPPED_SCALED_GRADIENTS = Rule(
     "A train_step clips gradients while they are scaled: the threshold is "
     "that many times too low.",
 )
+FLOAT16_WIRE = Rule(
+    "float16-wire",
+    "Gradients cross between replicas in float16 and the loss is not scaled: "
+    "those below 2^-24 are 0.",
+)
 RULES = (
     NO_LOSS_SCALING,
+    FLOAT16_WIRE,
     STOCK_LOSS_SCALING,
     DOUBLE_LOSS_SCALING,
     UNSCALED_TRAIN_STEP,
@@ -61,7 +68,7 @@ def float16_layers(view: View) -> list[str]:
     return [
         place.path
         for place in view.places
-        if place.layer.compute_dtype == "float16"
+        if "float16" in (place.layer.compute_dtype, product_dtype(place.layer))
         and place.layer.trainable_weights
         and not isinstance(place.layer, keras.Model)
     ]
@@ -118,6 +125,8 @@ def _check_wrapping(view, optimizer) -> Iterator[Finding]:
             "gradients below 2^-24 are 0.",
             wrapped(view, optimizer),
         )
+    elif scalers and not factors and not any(map(_scales, scalers)):
+        yield from _check_wire(scalers[0])
     if len(scalers) + len(factors) > 1:
         yield Finding(
             DOUBLE_LOSS_SCALING.name,
@@ -136,6 +145,20 @@ def _check_wrapping(view, optimizer) -> Iterator[Finding]:
         )
     elif any(not isinstance(each, LossScaleOptimizer) for each in scalers):
         yield _stock_finding(view, optimizer)
+
+
+def _check_wire(scaler) -> Iterator[Finding]:
+    if getattr(scaler, "all_reduce_dtype", None) == "float16":
+        yield Finding(
+            FLOAT16_WIRE.name,
+            ERROR,
+            "",
+            "Gradients cross between replicas in float16, and the optimizer's "
+            "scale is fixed at 1: those below 2^-24 are lost.",
+            "optimizer = tfamp.LossScaleOptimizer(\n"
+            "    optimizer.inner_optimizer, min_scale=2.0**-24\n"
+            ")",
+        )
 
 
 def _stock_finding(view, optimizer) -> Finding:

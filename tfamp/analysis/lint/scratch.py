@@ -30,6 +30,7 @@ def untouched(model, places) -> Iterator[None]:
     layers = [model, *(place.layer for place in places)]
     try:
         with (
+            keras_internals.build_state_kept(layers),
             keras_internals.additional_losses_kept(layers),
             # As tfamp.fit does: else Keras fails at one of 16 bits, before
             # lint has seen the rest.

@@ -70,7 +70,7 @@ def check(view: View) -> Iterator[Finding]:
 def _check_softmax(view, graph: Graph, node: Node) -> Iterator[Finding]:
     fix = in_float32(
         view,
-        node.place,
+        node,
         f"weights = {op_in_float32('Softmax', 'logits')}\n"
         "weights = keras.ops.cast(weights, logits.dtype)",
     )
@@ -87,6 +87,7 @@ def _check_softmax(view, graph: Graph, node: Node) -> Iterator[Finding]:
                 else "its logits and its result are rounded to 8 bits."
             ),
             fix,
+            node.line,
         )
     elif node.op in _SOFTMAXES:
         yield Finding(
@@ -96,6 +97,7 @@ def _check_softmax(view, graph: Graph, node: Node) -> Iterator[Finding]:
             f"A softmax is in {node.dtype}: where it saturates, its gradient "
             "is exactly 0.",
             fix,
+            node.line,
         )
 
 

@@ -20,6 +20,7 @@ from tfamp.analysis.lint.scratch import (
     tensors_of,
     untouched,
 )
+from tfamp.analysis.lint.source import line_of
 from tfamp.precision.layer_paths import Place
 
 
@@ -76,24 +77,32 @@ def trace_step(
         with (
             keras_internals.loss_and_metrics_unbuilt(model),
             marked(model, places, []),
-            _noted(optimizers) as notes,
+            noted(optimizers) as notes,
         ):
             try:
-                model.train_step(data)
+                logs = model.train_step(data)
             # The model's own code runs here, and may raise anything.
             except Exception as error:
                 raise NotTraced(first_line(error)) from error
         definition = graph.as_graph_def(add_shapes=True)
-        read = Graph(definition, scopes)
+        lines = {each.name: line_of(each) for each in graph.get_operations()}
+        read = Graph(definition, scopes, lines=lines)
         uses = {
             id(each): _use(each, note, graph, read)
             for each, note in zip(optimizers, notes, strict=True)
         }
+        ends = tensors_of(logs, graph)
+        for note in notes:
+            ends += tensors_of((note.gradients, note.scaled_losses), graph)
+        if ends:
+            read.keep_alive(map(read.node_of, ends), ())
     return StepTrace(read, uses)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Notes:
+class Notes:
+    """What an optimizer was given while a step was traced."""
+
     loss_dtypes: list[str]
     gradients: list[tf.Tensor]
     factors: list[tf.Tensor]
@@ -101,9 +110,9 @@ class _Notes:
 
 
 @contextlib.contextmanager
-def _noted(optimizers) -> Iterator[list[_Notes]]:
+def noted(optimizers) -> Iterator[list[Notes]]:
     """Within it, the optimizers note what they are given, and apply nothing."""
-    notes = [_Notes([], [], [], []) for _ in optimizers]
+    notes = [Notes([], [], [], []) for _ in optimizers]
     for optimizer, note in zip(optimizers, notes, strict=True):
         scale_loss = _noting_scale(optimizer.scale_loss, note)
         # Past Optimizer.__setattr__, which tracks what it is given.
@@ -117,7 +126,7 @@ def _noted(optimizers) -> Iterator[list[_Notes]]:
             object.__delattr__(optimizer, "apply")
 
 
-def _noting_scale(original: Callable, note: _Notes) -> Callable:
+def _noting_scale(original: Callable, note: Notes) -> Callable:
     def scale_loss(loss):
         note.loss_dtypes.append(keras.backend.standardize_dtype(loss.dtype))
         scaled = tf.convert_to_tensor(original(loss))
@@ -129,7 +138,7 @@ def _noting_scale(original: Callable, note: _Notes) -> Callable:
     return scale_loss
 
 
-def _noting_gradients(note: _Notes) -> Callable:
+def _noting_gradients(note: Notes) -> Callable:
     def apply(grads, trainable_variables=None):
         for each in grads:
             each = each.values if isinstance(each, tf.IndexedSlices) else each
@@ -139,7 +148,7 @@ def _noting_gradients(note: _Notes) -> Callable:
     return apply
 
 
-def _use(optimizer, note: _Notes, graph, read: Graph) -> OptimizerUse:
+def _use(optimizer, note: Notes, graph, read: Graph) -> OptimizerUse:
     scales = [*note.factors, *_reads_of_scale(optimizer, graph)]
     return OptimizerUse(
         tuple(note.loss_dtypes),

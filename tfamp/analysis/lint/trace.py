@@ -20,6 +20,7 @@ from tfamp.analysis.lint.scratch import (
     tensors_of,
     untouched,
 )
+from tfamp.analysis.lint.source import line_of
 from tfamp.errors import InputError
 from tfamp.precision import output_layers
 from tfamp.precision.layer_paths import Place
@@ -102,7 +103,14 @@ def _trace_forward(model, places, batch, call, training) -> ForwardTrace:
                 loss, untraced, failed = _trace_loss(
                     model, x, outputs, batch, scopes
                 )
-        read = Graph(graph.as_graph_def(add_shapes=True), scopes, failed)
+        read = Graph(
+            graph.as_graph_def(add_shapes=True),
+            scopes,
+            failed,
+            {each.name: line_of(each) for each in graph.get_operations()},
+        )
+        alive = tensors_of((outputs, loss, [each for _, each in added]), graph)
+        read.keep_alive(map(read.node_of, alive), (METRICS,))
         return ForwardTrace(
             read,
             tuple(map(read.node_of, tensors_of((args, kwargs), graph))),

@@ -23,8 +23,8 @@ class View:
         model: built.
         places: all layers in it.
         batch: an element of the training data, or None.
-        optimizers: of `compile`, and those that the model holds itself, as a
-            GAN does.
+        optimizers: of `compile`, and those that the model or a layer holds
+            itself, as a GAN does.
         passes: the forward pass in training and in inference; none where it
             cannot be traced.
         step: the model's own `train_step`; None where it has none, or it
@@ -61,7 +61,7 @@ class View:
 def look(model: keras.Model, batch: Any) -> View:
     """Traces what can be traced of a built model."""
     places = tuple(walk(model))
-    optimizers = tuple(_optimizers(model)) if model.compiled else ()
+    optimizers = tuple(_optimizers(model, places)) if model.compiled else ()
     passes, problems, step = [], [], None
     try:
         passes = [
@@ -114,6 +114,7 @@ def unwrapped(
     yield optimizer
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         yield from unwrapped(optimizer.inner_optimizer)
+        return
     for each in getattr(optimizer, "optimizers", ()):
         yield from unwrapped(each)
 
@@ -131,13 +132,16 @@ def compiled_with(model: keras.Model, *names: str) -> list:
     ]
 
 
-def _optimizers(model) -> Iterator[keras.optimizers.Optimizer]:
+def _optimizers(model, places) -> Iterator[keras.optimizers.Optimizer]:
     found = [model.optimizer]
     if has_own_step(model):
-        for value in vars(model).values():
-            if isinstance(value, dict):
-                value = list(value.values())
-            found.extend(value if isinstance(value, (list, tuple)) else [value])
+        for layer in (model, *(place.layer for place in places)):
+            # A layer may train itself.
+            for value in vars(layer).values():
+                if isinstance(value, dict):
+                    value = list(value.values())
+                is_list = isinstance(value, (list, tuple))
+                found.extend(value if is_list else [value])
     seen = set()
     for each in found:
         if isinstance(each, keras.optimizers.Optimizer):

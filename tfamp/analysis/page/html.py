@@ -19,6 +19,7 @@ _MARKS = {
     False: ("bad", "✕", "Attention"),
     None: ("neutral", "i", "For information"),
 }
+_UNDECIDED = ("undecided", "?", "Undecided")
 
 # A table with more rows scrolls in a box of its own on a screen.
 _ROWS_AT_ONCE = 16
@@ -54,7 +55,7 @@ def render(chapters: Sequence[Chapter]) -> str:
         is put there as it is, with ids that are its own.
     """
     style = importlib.resources.files(__package__) / "html.css"
-    title = "tfamp report" if len(chapters) > 1 else f"tfamp: {chapters[0][0]}"
+    title = f"tfamp: {_heading(chapters)}"
     body = "\n".join(_body(chapters))
     return f"""<!doctype html>
 <html lang="en">
@@ -76,10 +77,8 @@ def render(chapters: Sequence[Chapter]) -> str:
 
 
 def _body(chapters: Sequence[Chapter]) -> Iterator[str]:
-    names = ", ".join(name for name, _ in chapters[:_NAMED_CHAPTERS])
-    if len(chapters) > _NAMED_CHAPTERS:
-        names += f" and {len(chapters) - _NAMED_CHAPTERS} more"
-    yield f"<header><p>tfamp report</p><h1>{escape(names)}</h1></header>"
+    heading = escape(_heading(chapters))
+    yield f"<header><p>tfamp report</p><h1>{heading}</h1></header>"
     yield "<main>"
     yield '<section class="verdicts" aria-label="Verdicts">'
     for i, (name, parts) in enumerate(chapters):
@@ -100,8 +99,21 @@ def _body(chapters: Sequence[Chapter]) -> Iterator[str]:
     yield "</main>"
 
 
+def _heading(chapters: Sequence[Chapter]) -> str:
+    """What the page is about: the recipe and what was asked, or the folders."""
+    if len(chapters) == 1:
+        ((name, parts),) = chapters
+        subjects = {part.subject for part in parts} - {""}
+        asked = ", ".join(part.title.lower() for part in parts)
+        return f"{', '.join(sorted(subjects)) or name}: {asked}"
+    names = ", ".join(name for name, _ in chapters[:_NAMED_CHAPTERS])
+    if len(chapters) > _NAMED_CHAPTERS:
+        names += f" and {len(chapters) - _NAMED_CHAPTERS} more"
+    return names
+
+
 def _verdict_line(part: Part, anchor: str) -> str:
-    kind, sign, word = _MARKS[part.is_good]
+    kind, sign, word = _UNDECIDED if part.is_undecided else _MARKS[part.is_good]
     return (
         f'<li class="{kind}"><span class="mark" aria-hidden="true">{sign}'
         f'</span><div><a href="#{anchor}">{escape(part.title)}</a> '

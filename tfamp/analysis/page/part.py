@@ -47,6 +47,8 @@ class Part:
         verdict: the finding, in one or two sentences.
         is_good: whether the finding is what one hopes for; None where there
             is nothing to judge.
+        is_undecided: it is not, but only since there is too little to tell.
+        subject: the recipe that it is about.
         remarks: its details and what takes from it, a sentence or two each;
             they stand with the verdict.
         plots: pictures, the most telling first.
@@ -59,6 +61,8 @@ class Part:
     title: str
     verdict: str
     is_good: bool | None = None
+    is_undecided: bool = False
+    subject: str = ""
     remarks: Sequence[str] = ()
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()

@@ -22,6 +22,9 @@ import numpy as np
 from tfamp.errors import InputError
 from tfamp.formats import FORMATS
 
+# More seeds than anyone would train.
+_MOST_SEEDS = 100
+
 # Metrics are float32: what differs by less than its rounding does not differ.
 _ROUNDING = FORMATS["float32"].epsilon
 
@@ -119,6 +122,48 @@ def paired_equivalence(
         p_value,
         _confidence_interval(differences, 1 - 2 * alpha),
     )
+
+
+def lies_outside(found: Equivalence, margin: float) -> bool:
+    """Whether the results were shown to differ by more than the margin."""
+    if found.mean_difference is None or found.pairs < 2:
+        return False
+    low, high = found.confidence_interval or (found.mean_difference,) * 2
+    return low >= margin or high <= -margin
+
+
+def seeds_needed(
+    found: Equivalence, *, margin: float, alpha: float = 0.05
+) -> int | None:
+    """How many seeds would show it, were they as those that there are.
+
+    Args:
+        found: what the seeds so far say; neither equivalent nor different.
+        margin: as in `paired_equivalence`.
+        alpha: as in `paired_equivalence`.
+
+    Returns:
+        The number of all seeds; None where the difference is as large as the
+        margin, or where a hundred would not do. With one seed, 5.
+    """
+    from scipy import stats
+
+    if found.pairs == 1:
+        return 5
+    if found.mean_difference is None or found.standard_deviation is None:
+        return None
+    room = margin - abs(found.mean_difference)
+    if room <= 0:
+        return None
+    for seeds in range(found.pairs + 1, _MOST_SEEDS + 1):
+        if found.method == "sign test":
+            is_enough = 0.5**seeds < alpha
+        else:
+            error = found.standard_deviation / math.sqrt(seeds)
+            is_enough = error * stats.t.ppf(1 - alpha, seeds - 1) < room
+        if is_enough:
+            return seeds
+    return None
 
 
 def two_one_sided_tests(differences: np.ndarray, margin: float) -> np.ndarray:

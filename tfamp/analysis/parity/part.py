@@ -25,6 +25,7 @@ def part(record: Mapping[str, Any]) -> Part:
         title="Parity with float32",
         verdict=_verdict(record),
         is_good=all(record["equivalent"].values()),
+        is_undecided=_is_undecided(record),
         plots=[plot for plot in drawn if plot is not None],
         tables=tables.tables(record),
         notes=_notes(record),
@@ -38,16 +39,31 @@ def part(record: Mapping[str, Any]) -> Part:
 
 
 def _verdict(record):
-    equivalent = record["equivalent"]
-    sentences = []
-    for shown, words in (
-        (False, "Not shown to be equivalent to float32"),
-        (True, "Equivalent to float32"),
-    ):
-        names = [name for name, is_so in equivalent.items() if is_so is shown]
-        if names:
-            sentences.append(f"{words}: {', '.join(names)}.")
-    return " ".join(sentences)
+    by_words: dict[str, list[str]] = {
+        "Not equivalent to float32": [],
+        "Undecided, for want of seeds": [],
+        "Equivalent to float32": [],
+    }
+    for test in record["tests"]:
+        words = (
+            "Equivalent to float32"
+            if test["equivalent"]
+            # Records of 0.1.0 do not say.
+            else "Undecided, for want of seeds"
+            if test.get("undecided")
+            else "Not equivalent to float32"
+        )
+        by_words[words].append(test["precision"])
+    return " ".join(
+        f"{words}: {', '.join(names)}."
+        for words, names in by_words.items()
+        if names
+    )
+
+
+def _is_undecided(record):
+    open_tests = [t for t in record["tests"] if not t["equivalent"]]
+    return bool(open_tests) and all(t.get("undecided") for t in open_tests)
 
 
 def _notes(record):

@@ -13,7 +13,9 @@ Numbers that are not finite are null. "tfamp.parity/1" has
 *   `summary`: per precision `mean` and `standard_deviation` (n - 1) of the
     metric, over the runs that have one.
 *   `tests`: per precision the fields of `equivalence.Equivalence`, `margin`,
-    `differences` (from float32, by seed) and `verdict`, a sentence.
+    `differences` (from float32, by seed), `undecided` (neither equivalence nor
+    a difference is shown), `seeds_needed` to decide it (null: none would) and
+    `verdict`, a sentence.
 *   `noise`: `differences` of the metric between float32 runs of different
     seeds, `largest` and `root_mean_square` of them; and `trajectory`, the
     first such pair's losses compared, as in `divergence`.
@@ -34,7 +36,11 @@ from typing import Any
 import numpy as np
 
 from tfamp.analysis.parity import trajectories, words
-from tfamp.analysis.parity.equivalence import paired_equivalence
+from tfamp.analysis.parity.equivalence import (
+    lies_outside,
+    paired_equivalence,
+    seeds_needed,
+)
 from tfamp.analysis.parity.final_metric import (
     BOOKKEEPING,
     choose_metric,
@@ -177,9 +183,25 @@ def _test(precision, reference, others, metric, greater_is_better, question):
         identical=all(_is_identical(*pair) for pair in pairs),
     )
     differences = np.subtract(values[1], values[0])
+    failures = [
+        outcome
+        for pair in pairs
+        for outcome in (_outcome(run, metric) for run in pair)
+        if outcome["status"] != "finished"
+    ]
+    is_undecided = not (
+        found.equivalent or failures or lies_outside(found, question.margin)
+    )
+    more_seeds = None
+    if is_undecided:
+        more_seeds = seeds_needed(
+            found, margin=question.margin, alpha=question.alpha
+        )
     return {
         "precision": precision,
         "equivalent": found.equivalent,
+        "undecided": is_undecided,
+        "seeds_needed": more_seeds,
         "method": found.method,
         "pairs": found.pairs,
         "mean_difference": found.mean_difference,
@@ -195,12 +217,8 @@ def _test(precision, reference, others, metric, greater_is_better, question):
             greater_is_better=greater_is_better,
             margin=question.margin,
             alpha=question.alpha,
-            failures=[
-                outcome
-                for pair in pairs
-                for outcome in (_outcome(run, metric) for run in pair)
-                if outcome["status"] != "finished"
-            ],
+            failures=failures,
+            more_seeds=more_seeds,
         ),
     }
 

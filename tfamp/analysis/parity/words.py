@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfamp.analysis.parity.equivalence import Equivalence
+from tfamp.analysis.parity.equivalence import Equivalence, lies_outside
 
 _REFERENCE = "float32"
 
@@ -17,6 +17,7 @@ def verdict(
     margin: float,
     alpha: float,
     failures: Sequence[Mapping[str, Any]],
+    more_seeds: int | None = None,
 ) -> str:
     """What the test of one precision says, in one or two sentences.
 
@@ -29,12 +30,14 @@ def verdict(
         alpha: of the test.
         failures: runs without the metric, of both precisions, as in
             `parity.json`.
+        more_seeds: that would decide it, all in all; None where no number of
+            them would.
     """
     if failures:
         return _because_of(failures, precision)
     if found.pairs < 2:
         return (
-            f"{precision}: not shown. One seed proves nothing: at least 2 are "
+            f"{precision}: undecided. One seed proves nothing: at least 2 are "
             "needed, and 5 are better."
         )
     seeds = f"{found.pairs} seeds"
@@ -50,20 +53,26 @@ def verdict(
             f"the margin of {margin:g}."
         )
     difference = found.mean_difference
-    if difference is not None and _lies_outside(found, margin):
+    if difference is not None and lies_outside(found, margin):
         is_better = (difference > 0) == greater_is_better
         return (
             f"{precision} is {'better' if is_better else 'worse'} than "
             f"{_REFERENCE}: {figures}, beyond the margin of {margin:g}."
         )
-    if found.method == "sign test":
-        return (
-            f"{precision}: not shown, {figures}. More seeds would tell; so "
-            "would a metric that is less coarse."
-        )
+    advice = (
+        f"With {more_seeds} seeds like these it would be shown: --seeds="
+        f"{more_seeds} goes on from here."
+        if more_seeds
+        else "More seeds like these would not show it."
+    )
+    coarse = (
+        " So would a metric that is less coarse."
+        if found.method == "sign test" and more_seeds
+        else ""
+    )
     return (
-        f"{precision}: not shown, {figures}, and the margin is {margin:g}. "
-        "More seeds would narrow the interval."
+        f"{precision}: undecided, {figures}, and the margin is {margin:g}. "
+        f"{advice}{coarse}"
     )
 
 
@@ -117,11 +126,6 @@ def _figures(metric, found, seeds, alpha):
         f"{text} on average over {seeds} ({1 - 2 * alpha:.0%} confidence "
         f"interval {_signed(low)} to {_signed(high)}; p = {found.p_value:.2g})"
     )
-
-
-def _lies_outside(found, margin):
-    low, high = found.confidence_interval or (found.mean_difference,) * 2
-    return low >= margin or high <= -margin
 
 
 def _signed(value):

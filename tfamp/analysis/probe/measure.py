@@ -6,6 +6,7 @@ bits cut off before it was seen could not be counted.
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tfamp.analysis.probe import steps as probe_steps
 from tfamp.analysis.probe.advice import ProbedTensor, advise
@@ -13,6 +14,9 @@ from tfamp.analysis.probe.counter import Step, TensorName, tapped_parts
 from tfamp.analysis.probe.histogram import Histogram
 from tfamp.analysis.probe.report import ProbeReport
 from tfamp.training import preconditions
+
+# What hands on weights that are stored in 16 bits.
+_HANDING_ON = {"Const", "Placeholder", "ReadVariableOp"}
 
 
 def probe(
@@ -60,6 +64,14 @@ def probe(
         probe_steps.counting(model, Step()) as count,
     ):
         counted = count(dataset, steps)
+    narrow = set(counted.narrow) - _HANDING_ON
+    if narrow:
+        logging.warning(
+            "probe measures in float32, but the model's own code computes in"
+            " 16 bits whatever its policy says (%s); make it follow"
+            " self.compute_dtype, or what 16 bits cut off there is not seen.",
+            ", ".join(sorted(narrow)),
+        )
     tensors = tuple(
         ProbedTensor(*name, histogram, is_float32=name.layer in in_float32)
         for name, histogram in counted.histograms.items()

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.analysis.lint.ops import MOVES
 from tfamp.analysis.probe import histogram
 from tfamp.analysis.probe.counter import (
     Counter,
@@ -20,9 +21,10 @@ from tfamp.checkpoint.random_state import get_random_state, set_random_state
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import InputError
 from tfamp.precision.layer_paths import choose, walk
+from tfamp.precision.product_policy import product_dtype
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.step import build
-from tfamp.training import preconditions
+from tfamp.training import preconditions, safe
 from tfamp.training.evaluation import graph_calls
 
 _DTYPES_16 = ("bfloat16", "float16")
@@ -37,12 +39,14 @@ class Counted:
         histograms: by tensor, in the order of the step.
         dtypes: by tensor.
         fed: by layer, the layers that take what it returns.
+        narrow: the types of the operations that computed in 16 bits.
     """
 
     steps: int
     histograms: dict[TensorName, Histogram]
     dtypes: dict[TensorName, str]
     fed: dict[str, set[str]]
+    narrow: tuple[str, ...]
 
 
 def prepare(model: keras.Model, dataset: tf.data.Dataset) -> None:
@@ -53,9 +57,12 @@ def prepare(model: keras.Model, dataset: tf.data.Dataset) -> None:
             not be put back after training.
     """
     preconditions.check_compiled(model)
+    preconditions.check_dataset(dataset)
     preconditions.check_batches(dataset, model.distribute_strategy, 1)
+    is_custom = type(model).train_step is not keras.Model.train_step
     with model.distribute_strategy.scope():
-        keras_internals.build_everything(model, dataset.element_spec)
+        safe.build_layers(model, dataset.element_spec, is_custom)
+        safe.build_rest(model, dataset.element_spec, is_custom)
     if not model.trainable_variables:
         raise InputError(f"Model {model.name!r} has no trainable weights.")
     for layer in keras_internals.all_layers(model):
@@ -127,20 +134,62 @@ def computing_in(
 ) -> Iterator[None]:
     """Within it the layers compute in another precision.
 
-    Their weights stay what they are.
+    Their weights stay what they are. What a layer computes in beside its
+    policy, as the `reverse_dtype` of an embedding, goes with it.
     """
-    with keras_internals.dtype_policy_replaced(
-        layers, keras.dtype_policies.get(policy)
-    ):
-        yield
+    new = keras.dtype_policies.get(policy)
+    beside = [
+        (vars(layer), name, vars(layer)[name])
+        for layer in layers
+        for name in _dtypes_beside(layer)
+    ]
+    for attributes, name, _ in beside:
+        # Past Layer.__setattr__, which tracks what it is given.
+        attributes[name] = new.compute_dtype
+    try:
+        with keras_internals.dtype_policy_replaced(layers, new):
+            yield
+    finally:
+        for attributes, name, value in beside:
+            attributes[name] = value
+
+
+def _computing_in_16_bits() -> Iterator[str]:
+    """Types of the operations of 16 bits in the graph that is being made."""
+    for operation in tf.compat.v1.get_default_graph().get_operations():
+        if operation.type not in MOVES and any(
+            output.dtype in (tf.float16, tf.bfloat16)
+            for output in operation.outputs
+        ):
+            yield operation.type
+
+
+def _dtypes_beside(layer: keras.layers.Layer) -> list[str]:
+    """Attributes that say of 16 bits, beside the layer's policy."""
+    return [
+        name
+        for name, value in vars(layer).items()
+        if name.endswith("dtype")
+        and isinstance(value, (str, tf.DType))
+        and _is_16_bits(value)
+    ]
+
+
+def _is_16_bits(dtype) -> bool:
+    try:
+        return tf.as_dtype(dtype).name in _DTYPES_16
+    except TypeError:
+        return False
 
 
 def layers_in_16_bits(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers and models that compute in float16 or bfloat16."""
+    """The layers and models that compute, or multiply, in 16 bits."""
     return [
         layer
         for layer in keras_internals.all_layers(model)
         if layer.compute_dtype in _DTYPES_16
+        or product_dtype(layer) is not None
+        or _dtypes_beside(layer)
     ]
 
 
@@ -180,6 +229,7 @@ def _counting(
     )
     dtypes: dict[TensorName, str] = {}
     fed: dict[str, set[str]] = {}
+    narrow: set[str] = set()
 
     @tf.autograph.experimental.do_not_convert
     def counted_step(share) -> tf.Tensor:
@@ -188,6 +238,8 @@ def _counting(
         seen = recording.seen()
         dtypes.update({name: recording.dtypes[name] for name in seen})
         fed.update(recording.fed)
+        if not tf.executing_eagerly():
+            narrow.update(_computing_in_16_bits())
         # All bins in one tensor: one reduction and one addition a step.
         return tf.stack([*seen.values()])
 
@@ -216,6 +268,7 @@ def _counting(
             dict(zip(dtypes, histograms, strict=True)),
             dict(dtypes),
             dict(fed),
+            tuple(sorted(narrow)),
         )
 
     return count

@@ -16,6 +16,37 @@ from tfamp.files.json_lines import read_json_lines
 FILES = ("run.json", "metrics.jsonl", "scale.jsonl")
 
 _NO_METRICS = ("epoch", "time", "elapsed_seconds")
+# What each file holds, by key: types, and whether it may be left out.
+_TEXT, _NUMBER = (str, type(None)), (int, float, type(None))
+_EPOCH = {"epoch": (int,)}
+_METRIC = (*_NUMBER, list, str, bool)
+_CHANGE = {
+    "step": (int,),
+    "scale": _NUMBER,
+    "reason": (str,),
+}
+_CHANGE_MORE = {
+    "epoch": (int, type(None)),
+    "optimizer": _TEXT,
+    "at_fault": _TEXT,
+    "layer": _TEXT,
+    "message": _TEXT,
+    "replica": (int, type(None)),
+    "worker": (int, type(None)),
+}
+_RECORD = {
+    "precision": (str,),
+    "exit_reason": _TEXT,
+    "command": _TEXT,
+    "start_time": _TEXT,
+    "strategy": _TEXT,
+    "replicas": (int, type(None)),
+    "versions": (dict, type(None)),
+    "hardware": (dict, type(None)),
+    "git": (dict, type(None)),
+    "config": (dict, type(None)),
+    "environment": (dict, type(None)),
+}
 SPEED = ("examples_per_second", "step_milliseconds", "peak_memory_bytes")
 
 
@@ -48,9 +79,9 @@ def read(folder: pathlib.Path) -> RunLogs:
     Raises:
         InputError: a file is not what its name says.
     """
-    lines = _lines(folder / "metrics.jsonl", "epoch")
+    lines = _lines(folder / "metrics.jsonl", _EPOCH, others=_METRIC)
     epochs = _latest(lines)
-    changes = _lines(folder / "scale.jsonl", "step", "scale", "reason")
+    changes = _lines(folder / "scale.jsonl", _CHANGE)
     return RunLogs(
         record=_record(folder / "run.json"),
         epochs=epochs,
@@ -85,25 +116,48 @@ def _record(path):
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}).") from error
     found = record.get("schema") if isinstance(record, dict) else None
     if found != "tfamp.run/1":
         raise InputError(
             f"{path} has schema {found!r}; this version reads 'tfamp.run/1'."
         )
+    for key in record.keys() & _RECORD.keys():
+        _check(path, key, record[key], _RECORD[key])
     return record
 
 
-def _lines(path, *keys):
+def _lines(path, needed, others=None):
     rows = read_json_lines(path)
     for number, row in enumerate(rows, 1):
-        for key in keys:
+        where = f"line {number}, "
+        for key, types in needed.items():
             if key not in row:
                 raise InputError(
                     f"{path} has no {key!r} in line {number}; move it away."
                 )
+            _check(path, f"{where}{key}", row[key], types)
+        for key in row.keys() - needed.keys():
+            types = others or _CHANGE_MORE.get(key)
+            if types is not None:
+                _check(path, f"{where}{key}", row[key], types)
     return rows
+
+
+def _check(path, where, value, types):
+    """A bool is an int to Python, and no number of an epoch."""
+    is_right = isinstance(value, types) and (
+        not isinstance(value, bool) or bool in types
+    )
+    if not is_right:
+        names = " or ".join(
+            "null" if each is type(None) else each.__name__ for each in types
+        )
+        raise InputError(
+            f"{path} is malformed ({where}): {str(value)[:40]!r} where {names} "
+            "belongs; move it away."
+        )
 
 
 def _latest(rows):

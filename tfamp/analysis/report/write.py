@@ -20,6 +20,16 @@ from tfamp.files.output import make_folder, write_atomically
 
 FILE_NAME = "report.html"
 
+# What reading a record's fields comes to where they are of another kind.
+_MALFORMED = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+
 
 def write(output_dir: str | os.PathLike) -> pathlib.Path:
     """Writes `report.html` into a folder, from the results in it.
@@ -57,7 +67,8 @@ def write_combined(
     chapters = [
         (name, parts_in(folder)) for name, folder in _named(folders).items()
     ]
-    page = html.render(chapters)
+    # Half of a surrogate pair can stand in JSON, but in no file.
+    page = html.render(chapters).encode(errors="replace").decode()
     path = pathlib.Path(path).expanduser()
     make_folder(path.parent)
     write_atomically(path, page)
@@ -84,9 +95,21 @@ def parts_in(folder: pathlib.Path) -> list[Part]:
                 raise InputError(
                     f"{path} lacks {error}; run its command again."
                 ) from error
-            parts.append(dataclasses.replace(part, environment=rows))
+            except _MALFORMED as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(
+                    f"{path} is malformed ({error}); run its command again."
+                ) from error
+            parts.append(
+                dataclasses.replace(
+                    part,
+                    environment=rows,
+                    subject=str(record.get("recipe", "")),
+                )
+            )
     if run_logs.is_run(folder):
-        parts.append(run_part.part(folder))
+        parts.append(_run_part(folder))
     if not parts:
         files = [f"{name}.json" for name in _ANALYSES]
         raise InputError(
@@ -94,6 +117,19 @@ def parts_in(folder: pathlib.Path) -> list[Part]:
             f"{', '.join(files)} and {', '.join(run_logs.FILES)}."
         )
     return parts
+
+
+def _run_part(folder: pathlib.Path) -> Part:
+    try:
+        return run_part.part(folder)
+    except _MALFORMED as error:
+        if isinstance(error, InputError):
+            raise
+        names = [n for n in run_logs.FILES if (folder / n).exists()]
+        raise InputError(
+            f"{' or '.join(str(folder / name) for name in names)} is malformed "
+            f"({error}); move it away."
+        ) from error
 
 
 # A part's module is imported where there is such a part: some need scipy.
@@ -133,7 +169,7 @@ def _named(folders):
 def _read(path: pathlib.Path, schema: str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as JSON ({error}); remove it, or run its "
             "command again."

@@ -1,0 +1,1 @@
+"""Runs that are disturbed at random, and end as if they had not been."""

@@ -1,0 +1,1 @@
+"""A training step beside itself in float32: where error is made."""
