@@ -156,8 +156,8 @@ def test_tests_lie_beside_what_they_test():
         path.parent.relative_to(ROOT / "tests")
         for path in (ROOT / "tests").rglob("test_*.py")
     }
-    # The notebooks' sources are in colab.
-    folders.discard(pathlib.Path("notebooks"))
+    # The notebooks' sources are in colab, Keras's tests where Keras is.
+    folders -= {pathlib.Path("notebooks"), pathlib.Path("keras_suite")}
     astray = [
         folder
         for folder in folders

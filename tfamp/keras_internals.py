@@ -907,7 +907,7 @@ def reads_noted(
 ) -> Iterator[None]:
     """Within it, a function is called each time that one of them is read."""
 
-    def noting(cls: type) -> type:
+    def noting(cls: Any) -> type:
         def value(self):
             note(self)
             return cls.value.fget(self)

@@ -124,7 +124,8 @@ class _Mark:
         try:
             text = json.dumps(encode(value, arrays))
         except (NotPlain, RecursionError):
-            self._key, self._kept = ("object", id(value)), value
+            self._key: tuple[object, ...] = ("object", id(value))
+            self._kept: object = value
             return
         large = [each for each in arrays if each.nbytes > _LOOKED_INTO_BYTES]
         small = [each for each in arrays if each.nbytes <= _LOOKED_INTO_BYTES]

@@ -12,7 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 _PLAIN = (bool, int, float, str)
-_SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_SEQUENCES: dict[str, type] = {
+    "list": list,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+}
 
 
 class NotPlain(TypeError):
@@ -34,10 +39,10 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
         if isinstance(value, np.generic):
             kind = "number"
         return [kind, len(arrays) - 1]
-    for kind, cls in _SEQUENCES.items():
-        if type(value) is cls:
-            items = sorted(value, key=repr) if "set" in kind else value
-            return [kind, [encode(each, arrays) for each in items]]
+    kinds = [kind for kind, cls in _SEQUENCES.items() if type(value) is cls]
+    if kinds:
+        items = sorted(value, key=repr) if "set" in kinds[0] else value
+        return [kinds[0], [encode(each, arrays) for each in items]]
     if type(value) is dict:
         pairs = [
             [encode(key, arrays), encode(each, arrays)]

@@ -31,9 +31,10 @@ class WholeVariable:
     """
 
     def __init__(self, shards: Shards, piece: Piece | keras.Variable):
-        is_moment = isinstance(piece, Piece)
-        weight = piece.weight if is_moment else piece
-        self.path = piece.whole_path if is_moment else piece.path
+        if isinstance(piece, Piece):
+            weight, self.path = piece.weight, piece.whole_path
+        else:
+            weight, self.path = piece, piece.path
         self.shape = weight.shape
         self.dtype = weight.dtype
         self.value = _Value(self.dtype)

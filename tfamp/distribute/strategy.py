@@ -219,17 +219,19 @@ def distribute_batches(
             local = tf.data.Dataset.range(first, first + count)
             return local.map(lambda replica: share_of(replica, *batch))
 
-        def decoded(share: Share) -> Share:
-            here = None if batch_size is None else batch_size // replicas
-            return share._replace(data=parts.decode(share.data, here))
-
         if count == 1:
             # A dataset per batch takes longer than the step of a small model.
             shares = batches.map(lambda *batch: share_of(first, *batch))
         else:
             shares = batches.flat_map(shares_of)
         if parts is not None:
-            shares = shares.map(decoded, tf.data.AUTOTUNE, deterministic=True)
+            decode = parts.decode
+            here = None if batch_size is None else batch_size // replicas
+            shares = shares.map(
+                lambda share: share._replace(data=decode(share.data, here)),
+                tf.data.AUTOTUNE,
+                deterministic=True,
+            )
             # It breaks where decoding has a state, such as a lookup table.
             options = tf.data.Options()
             options.experimental_optimization.map_and_batch_fusion = False

@@ -49,7 +49,7 @@ class Settings:
                 )
 
 
-class _Float8:
+class _Float8(keras.layers.Layer):
     """What the layers share: their settings, their histories, their files."""
 
     # Whether a `.keras` file describes the layer, as `float8` found.

@@ -87,7 +87,7 @@ class _Update:
                 if self._kernel is None
                 else variable * (rate * decay)
             )
-        if self._suits(gradient, variable):
+        if self._kernel is not None and self._suits(gradient, variable):
             gradient = tf.cast(gradient, variable.dtype)
             scalars = self._scalars_for(variable, learning_rate)
             self._kernel(optimizer, variable, gradient, scalars)
@@ -109,7 +109,7 @@ class _Update:
         else:
             is_sparse = self._shards.is_sparse(variable)
             size = self._shards.whole_size(variable)
-        if self._kernel is None or is_sparse:
+        if is_sparse:
             return False
         is_slow = (
             self._kernel is _adam

@@ -264,9 +264,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         reduced = gradients_lib.all_reduce(
             grads, overwrites, self.all_reduce_dtype
         )
-        weights, take = variables, None
-        if shards is not None:
-            take = functools.partial(shards.parts, weights=weights)
+        weights = variables
         # A gradient that is clipped by its own norm is needed whole.
         clips_each = shards is not None and self.inner_optimizer.clipnorm
         finite, unscaled = gradients_lib.unscale(
@@ -274,13 +272,16 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             overwrites,
             self.applied_scale,
             self._clip_norm,
-            take=None if clips_each else take,
+            take=None
+            if shards is None or clips_each
+            else functools.partial(shards.parts, weights=weights),
         )
         if shards is not None:
             if clips_each:
-                unscaled = take(
-                    keras_internals.clipped(self.inner_optimizer, unscaled)
+                clipped = keras_internals.clipped(
+                    self.inner_optimizer, unscaled
                 )
+                unscaled = shards.parts(clipped, weights=weights)
             with tf.name_scope(moved_state.SCOPE_OF_OPTIMIZER):
                 shards.follow(weights)
             variables = shards.masters_of(weights)

@@ -92,8 +92,8 @@ def _body(chapters: Sequence[Chapter]) -> Iterator[str]:
     num_plots = 0
     for i, (name, parts) in enumerate(chapters):
         for j, part in enumerate(parts):
-            heading = f"{name}: {part.title}" if len(chapters) > 1 else None
-            yield from _section(part, f"part-{i}-{j}", heading, num_plots)
+            titled = f"{name}: {part.title}" if len(chapters) > 1 else None
+            yield from _section(part, f"part-{i}-{j}", titled, num_plots)
             num_plots += len(part.plots)
     yield from _environment(chapters)
     yield "</main>"
