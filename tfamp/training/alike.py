@@ -53,7 +53,21 @@ def facts_of_epoch(
 
 
 def _name_of(loss: Any) -> str:
-    return str(getattr(loss, "name", getattr(loss, "__name__", loss)))
+    # What says where it lies in memory is another on each worker.
+    return str(
+        keras.tree.map_structure(
+            lambda each: getattr(
+                each,
+                "name",
+                getattr(
+                    each,
+                    "__name__",
+                    each if isinstance(each, str) else type(each).__name__,
+                ),
+            ),
+            loss,
+        )
+    )
 
 
 def _digest(parts: Sequence[str | bytes]) -> str:
