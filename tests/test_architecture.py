@@ -40,6 +40,7 @@ ORDER = (
     "analysis.parity",
     "analysis.bench",
     "analysis.tune",
+    "analysis.memory",
     "analysis.report",
     "commands",
     "cli",

@@ -518,3 +518,27 @@ def test_metrics_of_others_are_told_from_keras_s_own():
         ones = np.ones((2, 1), "float32")
         model.train_on_batch(ones, ones)
         assert keras_internals.metrics_are_kerass(model) == expected
+
+
+def test_renormalizing_batch_norm_is_told_from_any_other():
+    assert not keras_internals.renormalizes(layers.BatchNormalization())
+    if hasattr(layers.BatchNormalization(), "renorm"):
+        layer = layers.BatchNormalization(renorm=True)
+        assert keras_internals.renormalizes(layer)
+
+
+def test_an_execution_counts_as_whole_where_there_are_some():
+    model = compiled_model()
+    assert keras_internals.last_of_execution(model, 3, 4) == 3
+    model.steps_per_execution = 3
+    assert keras_internals.last_of_execution(model, 3, 4) == 5
+
+
+def test_optimizers_that_leave_averages_are_told_through_a_scaler():
+    weight = keras.Variable([1.0])
+    for use_ema in (False, True):
+        inner = keras.optimizers.SGD(use_ema=use_ema)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner)
+        optimizer.build([weight])
+        assert keras_internals.leaves_averages(optimizer) is use_ema
+        assert keras_internals.leaves_averages(inner) is use_ema

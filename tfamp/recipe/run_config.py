@@ -65,6 +65,9 @@ class RunConfig:
     all_reduce_dtype: Literal["own", "float16", "bfloat16"] = flag(
         "own", "in which gradients cross between replicas"
     )
+    shard: Literal["off", "on"] = flag(
+        "off", "on: replicas share float32 masters and moments"
+    )
     on_overflow: Literal["log", "ignore", "blame", "stop"] = flag(
         "log", "a step is not finite: blame names the layer that was first"
     )

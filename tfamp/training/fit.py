@@ -41,6 +41,7 @@ from tfamp.training import (
 )
 from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
+from tfamp.training.narrow_weights import in_16_bits
 from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
 
@@ -312,7 +313,8 @@ def fit(
     model.stop_training = False
     try:
         with worker_errors(), full_disks_told():
-            history = run.epochs(epochs, initial_epoch)
+            with in_16_bits(model, dataset.element_spec):
+                history = run.epochs(epochs, initial_epoch)
             if is_shown and run.leaves_averages and evaluator is not None:
                 # On all workers alike, whichever of them shows it.
                 results = evaluator.run(callbacks=False)

@@ -83,7 +83,7 @@ def trace_step(
             keras_internals.loss_and_metrics_unbuilt(model),
             marked(model, places, []),
             noted(optimizers) as notes,
-            keras_internals.divisionsnoted(divided),
+            keras_internals.divisions_noted(divided),
         ):
             try:
                 logs = model.train_step(data)
