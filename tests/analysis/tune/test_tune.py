@@ -1,5 +1,6 @@
 """Which layers need float32: planted, and found by measurement."""
 
+import dataclasses
 import json
 import math
 import random
@@ -13,6 +14,7 @@ from keras import layers, ops
 import tfamp
 from tfamp import cli
 from tfamp.analysis.report import write
+from tfamp.recipe import run_config
 
 
 class Cancel(layers.Layer):
@@ -125,6 +127,24 @@ def test_the_map_gives_a_model_its_precisions(cancelled, tmp_path):
     built = compiled(lambda: sequence(Cancel(name="planted")))
     assert [layer.compute_dtype for layer in built.layers] == wanted
     assert np.isfinite(tfamp.fit(built, data(), verbose=0).history["loss"][0])
+
+
+def test_recipes_take_the_map_and_no_other_precision_beside_it(
+    cancelled, tmp_path, capsys
+):
+    path = tmp_path / "tune.json"
+    cancelled[-1].save(path)
+    config = run_config.RunConfig(
+        strategy="one_device", precision_map=str(path)
+    )
+    run_config.start(config)
+    assert "precision mixed_bfloat16" in capsys.readouterr().out
+    policy = keras.config.dtype_policy()
+    (planted,) = cancelled[-1].policy_paths["planted"]
+    assert policy[planted].compute_dtype == "float32"
+    other = dataclasses.replace(config, precision="float32")
+    with pytest.raises(tfamp.InputError, match="leave one of them out"):
+        run_config.start(other)
 
 
 def test_a_model_without_a_tuned_layer_is_refused(cancelled):

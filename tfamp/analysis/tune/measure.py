@@ -226,7 +226,7 @@ def default_precision() -> str:
 def _resolved(precision: str, model: keras.Model) -> str:
     if precision == "auto":
         own = precision_of(model)
-        return default_precision() if own == "float32" else own
+        precision = default_precision() if own == "float32" else own
     if precision not in PRECISIONS:
         raise InputError(
             f"precision={precision!r} cannot be tuned; expected "
