@@ -97,13 +97,7 @@ def audit(
     The others are what must not be there.
     """
     recipe = importlib.import_module(f"recipes.{name}")
-    fields = {field.name for field in dataclasses.fields(recipe.Config)}
-    # Only shapes matter; a base of its own would have to be trained.
-    small = {"batch_size": 8, "sample_length": 0}
-    config = recipe.Config(
-        precision=precision,
-        **{key: value for key, value in small.items() if key in fields},
-    )
+    config = config_of(recipe.Config, precision)
     tfamp.set_precision(precision)
     keras.utils.set_random_seed(0)
     dataset, _ = recipe.make_datasets(config)
@@ -113,6 +107,18 @@ def audit(
         sum(1 for _ in _nodes(graph)),
         [each for each in found if each.type in ON_HOST],
         [each for each in found if each.type not in ON_HOST],
+    )
+
+
+def config_of(config_class: type, precision: str):
+    """A recipe's flags, small: which operations there are, all layers tell."""
+    # A base of its own would have to be trained.
+    small = {"batch_size": 8, "sample_length": 0, "num_layers": 1}
+    small |= {"base_epochs": 1, "base_steps_per_epoch": 1}
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    return config_class(
+        precision=precision,
+        **{key: value for key, value in small.items() if key in fields},
     )
 
 

@@ -1,0 +1,57 @@
+"""Products of 16-bit steps are in 16 bits, and what is not is found."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+import tfamp
+from benchmarks import compiled
+
+
+def found_in(inner, precision="mixed_bfloat16"):
+    tfamp.set_precision(precision)
+    model = keras.Sequential(
+        [keras.Input((8,)), inner(), keras.layers.Dense(2)]
+    )
+    model.compile("sgd", "mse")
+    batch = (tf.ones([4, 8]), tf.ones([4, 2]))
+    return compiled.read(compiled.Passes(model, batch).hlo())
+
+
+def test_a_planted_float32_product_is_found():
+    clean = found_in(lambda: keras.layers.Dense(8))
+    planted = found_in(lambda: keras.layers.Dense(8, dtype="float32"))
+
+    # Of the output layer, which is kept in float32: forward, and the gradients
+    # of its kernel and its input. The other needs none of its input.
+    assert clean.products == {"f32 f32": 3, "bf16 bf16": 2}
+    assert planted.products == {"f32 f32": 5}
+    assert compiled.wide_products(planted) == 5
+    assert clean.host == planted.host == ()
+
+
+def test_calls_of_the_host_and_conversions_are_read():
+    text = """
+    ROOT %a.1 = bf16[4,8]{1,0} convert(f32[4,8]{1,0} %b)
+    %c = f32[2]{0} custom-call(%b), custom_call_target="xla_python_callback"
+    %d = (f32[2]{0}, token[]) infeed(token[] %e)
+    %f = f32[4,4]{1,0} dot(f32[4,8]{1,0} %a, f32[8,4]{1,0} %g), lhs_c={1}
+    """
+    found = compiled.read(text)
+
+    assert found.operations == 4
+    assert found.converts == 1
+    assert found.host == ("xla_python_callback", "infeed")
+    assert found.products == {"f32 f32": 1}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("precision", compiled.PRECISIONS)
+@pytest.mark.parametrize("name", compiled.RECIPES)
+def test_a_recipe_s_products_are_in_its_precision(name, precision):
+    found = compiled.read(compiled.passes_of(name, precision).hlo())
+
+    assert found.products
+    assert found.host == ()
+    if precision != "float32":
+        assert compiled.wide_products(found) == 0
