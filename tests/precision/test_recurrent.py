@@ -6,9 +6,11 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+import tfamp
 from tests import matmul_dtypes
 from tests.conftest import mostly_long
 from tfamp.precision.keep_float32 import keep_float32
+from tfamp.precision.policy import precision_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -166,3 +168,16 @@ def test_states_that_are_returned_are_not_rounded():
     run = tf.function(lambda x: model(x)[1])
     for calls in (1, 2):
         assert float(run(ONES)[0, 0]) == calls * STEPS
+
+
+def test_a_file_is_loaded_in_another_precision_products_included(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    inputs = keras.Input((2, 3))
+    model = keras.Model(inputs, layers.Dense(1)(layers.LSTM(4)(inputs)))
+    keep_float32(model)
+    model.save(tmp_path / "m.keras")
+    for precision in ("float32", "mixed_bfloat16"):
+        loaded = tfamp.load_model(tmp_path / "m.keras", precision=precision)
+        assert precision_of(loaded) == precision
+        dtype = precision.removeprefix("mixed_")
+        assert loaded.layers[1](np.ones((1, 2, 3))).dtype.name == dtype

@@ -64,7 +64,15 @@ def _rewrite(config, path, precision, initial_scale):
         for each in _objects(config)
         if each.get("class_name") == "DTypePolicyMap"
     ]
+    # Layers whose products alone have 16 bits say so beside their policy.
+    around = [
+        (each, key)
+        for each in _objects(config)
+        for key in ("former", "former_policy")
+        if each.get(key) in _MIXED
+    ]
     names = {policy["name"] for policy in policies}
+    names |= {each[key] for each, key in around}
     for each in maps:
         names |= {_name(each["default_policy"])}
         names |= {_name(policy) for policy in each["policy_map"].values()}
@@ -83,6 +91,10 @@ def _rewrite(config, path, precision, initial_scale):
 
     for policy in policies:
         policy["name"] = renamed(policy["name"])
+    for each, key in around:
+        each[key] = renamed(each[key])
+        if each.get("returns"):
+            each["returns"] = each[key].removeprefix("mixed_")
     for each in maps:
         # Policies that are objects were among those above.
         if isinstance(each["default_policy"], str):
