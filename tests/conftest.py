@@ -63,6 +63,21 @@ def pytest_collection_modifyitems(config, items):
                 )
 
 
+# What the oldest Keras that is supported lacks.
+LATER = ("MultiOptimizer", "OptimizerMap", "ScheduleFreeAdamW", "Muon")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Skips a test of an optimizer that this Keras does not have."""
+    try:
+        return (yield)
+    except AttributeError as error:
+        if error.obj is keras.optimizers and error.name in LATER:
+            pytest.skip(f"Keras {keras.__version__} has no {error.name}")
+        raise
+
+
 def pytest_configure(config):
     # A shell starts what it puts in the background without Ctrl-C, and so
     # would be the processes that tests interrupt.

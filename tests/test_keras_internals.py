@@ -112,6 +112,17 @@ def test_variables_that_float8_overwrites_are_known():
     assert sorted(overwritten) == [False] * 2 + [True] * 6
 
 
+def test_state_is_added_to_a_layer_that_is_built():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="a")])
+    state = keras_internals.add_state(model.layers[0], "state", (3,))
+    assert state.path == f"{model.layers[0].path}/state"
+    assert keras_internals.overwrites_with_gradient(state)
+    assert any(each is state for each in model.trainable_variables)
+    np.testing.assert_array_equal(state.numpy(), np.zeros(3))
+    with pytest.raises(ValueError, match="cannot add new elements"):
+        model.layers[0].add_weight(name="other", shape=(1,))
+
+
 def compiled_model():
     model = keras.Sequential([layers.Dense(2)])
     model.compile("adam", loss="mse", metrics=["mae"])
@@ -507,3 +518,27 @@ def test_metrics_of_others_are_told_from_keras_s_own():
         ones = np.ones((2, 1), "float32")
         model.train_on_batch(ones, ones)
         assert keras_internals.metrics_are_kerass(model) == expected
+
+
+def test_renormalizing_batch_norm_is_told_from_any_other():
+    assert not keras_internals.renormalizes(layers.BatchNormalization())
+    if hasattr(layers.BatchNormalization(), "renorm"):
+        layer = layers.BatchNormalization(renorm=True)
+        assert keras_internals.renormalizes(layer)
+
+
+def test_an_execution_counts_as_whole_where_there_are_some():
+    model = compiled_model()
+    assert keras_internals.last_of_execution(model, 3, 4) == 3
+    model.steps_per_execution = 3
+    assert keras_internals.last_of_execution(model, 3, 4) == 5
+
+
+def test_optimizers_that_leave_averages_are_told_through_a_scaler():
+    weight = keras.Variable([1.0])
+    for use_ema in (False, True):
+        inner = keras.optimizers.SGD(use_ema=use_ema)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner)
+        optimizer.build([weight])
+        assert keras_internals.leaves_averages(optimizer) is use_ema
+        assert keras_internals.leaves_averages(inner) is use_ema

@@ -3,7 +3,9 @@
 import pathlib
 import shutil
 
+import keras
 import numpy as np
+import pytest
 
 import tfamp
 from tests.saving.former_run import EPOCHS_BEFORE, build_model, make_dataset
@@ -21,6 +23,10 @@ def steps_of(optimizer):
     return int(optimizer.iterations) + int(optimizer.skipped_steps)
 
 
+@pytest.mark.skipif(
+    keras.__version__.startswith(("3.10", "3.11", "3.12", "3.13", "3.14")),
+    reason="Keras 3.15 wrote it, and earlier ones do not read all it writes",
+)
 def test_a_model_file_of_0_1_0_loads_and_trains_on():
     model = tfamp.load_model(FORMER / "model.keras")
     for weight, former in zip(

@@ -23,9 +23,6 @@ def build_model(optimizer):
     return model
 
 
-@pytest.mark.skipif(
-    not hasattr(keras.optimizers, "MultiOptimizer"), reason="a later Keras's"
-)
 @pytest.mark.parametrize(
     ("callback", "rates"),
     [
@@ -57,10 +54,6 @@ def test_callbacks_set_the_learning_rate_of_each_optimizer(callback, rates):
     assert {"learning_rate_one", "learning_rate_other"} <= set(history.history)
 
 
-@pytest.mark.skipif(
-    not hasattr(keras.optimizers, "ScheduleFreeAdamW"),
-    reason="a later Keras's",
-)
 def test_schedule_free_adamw_begins_at_the_weights_with_stock_fit_too():
     histories = []
     for fit in (keras.Model.fit, tfamp.fit):

@@ -9,6 +9,8 @@ float32, and keeps the 16-bit input for the backward pass.
 import keras
 import tensorflow as tf
 
+from tfamp import keras_internals
+
 # cuDNN may refuse smaller ones: tf.compat.v1.nn.fused_batch_norm raises them
 # to this, which is another result.
 _MIN_EPSILON_ON_GPUS = 1.001e-5
@@ -80,7 +82,7 @@ def is_fusible(layer: keras.layers.BatchNormalization) -> bool:
     return (
         layer.axis in (-1, 3)
         and rank == 4
-        and not layer.renorm
+        and not keras_internals.renormalizes(layer)
         and not layer.synchronized
     )
 

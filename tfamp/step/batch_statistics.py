@@ -75,7 +75,7 @@ class BatchStatistics:
             for layer in keras_internals.all_layers(model)
             if isinstance(layer, keras.layers.BatchNormalization)
             and layer.built
-            and not layer.renorm
+            and not keras_internals.renormalizes(layer)
         ]
         self._before = [each.now() for each in self._layers]
 

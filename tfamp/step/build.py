@@ -6,6 +6,7 @@ what makes XLA work under every strategy.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -22,7 +23,7 @@ from tfamp.distribute.strategy import (
 )
 from tfamp.layers.cross_entropy import sparse_cross_entropy
 from tfamp.scaling.backward import gradients_scaled_by
-from tfamp.scaling.gradients import Gradient
+from tfamp.scaling.gradients import Gradient, map_values
 from tfamp.scaling.moved_state import kept_by_caller
 from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.scaling.own_loss import rows_known
@@ -113,8 +114,14 @@ def train_step(
             scaled_loss = optimizer.scale_loss(
                 tf.cast(trained, tf.float32) * part
             )
+        sources = [keras_internals.stored(v) for v in variables]
         with gradients_scaled_by(optimizer):
-            gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+            gradients = tape.gradient(scaled_loss, sources)
+        gradients = [
+            # A weight that is kept in 16 bits is one of float32 all the same.
+            map_values(functools.partial(tf.cast, dtype=v.dtype), gradient)
+            for v, gradient in zip(variables, gradients, strict=True)
+        ]
         masks = tf.nest.map_structure(keras_internals.mask_of, outputs)
         return logged, outputs, masks, gradients
 

@@ -1,0 +1,96 @@
+"""Keras's own tests of fit, evaluate and predict, with tfamp in their place.
+
+They come with Keras, and run as they are: `plugin.py` gives them our
+functions. What differs is listed with its reason, and is no wrong number.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from tests.conftest import ROOT
+
+KERAS = pathlib.Path(keras.__file__).parent / "src"
+
+# Of a few seconds together; the rest runs with --long.
+SAMPLE = (
+    "test_callback_methods_keys or test_stop_loop or test_nested_inputs "
+    "or test_steps_per_execution_steps_count_without_training"
+)
+
+OWN_KEYS = "history and logs have loss_scale, skipped_steps and speed as well"
+EXACT_EPOCHS = (
+    "an epoch has exactly steps_per_epoch steps; Keras rounds up to whole "
+    "executions, and lets the next epoch have fewer"
+)
+DIFFERENT = {
+    "test_adds_loss_scaling_optimizer": "the wrapper is there in every "
+    "precision, to skip what is not finite",
+    "test_callback_methods_keys": OWN_KEYS,
+    "test_CSVLogger": OWN_KEYS,
+    "test_recompile": OWN_KEYS,
+    **{
+        "test_steps_per_execution_steps_per_epoch_match_multi_epoch_"
+        f"{mode}": EXACT_EPOCHS
+        for mode in ("eager", "jit", "non_jit")
+    },
+}
+
+
+def run(files, replicas, select=""):
+    """Which of those tests fail and how many pass."""
+    program = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "pytest", "-q", "-rfE", "--tb=no", "-W", "ignore"),
+            *("-p", "tests.keras_suite.plugin", "-p", "no:cacheprovider"),
+            *("-c", os.devnull, f"--rootdir={KERAS}"),
+            *(["-k", select] if select else []),
+            *map(str, files),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "KERAS_SUITE_REPLICAS": str(replicas),
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+    )
+    failed = re.findall(r"^(?:FAILED|ERROR) \S+::(\w+)", program.stdout, re.M)
+    passed = re.search(r"(\d+) passed", program.stdout)
+    assert passed, program.stdout[-2000:] + program.stderr[-2000:]
+    return set(failed), int(passed[1])
+
+
+def files_that_fit():
+    """Those of the trainer, of callbacks, and of optimizers that call fit."""
+    optimizers = KERAS.glob("optimizers/*_test.py")
+    return [
+        KERAS / "trainers" / "trainer_test.py",
+        *sorted(KERAS.glob("callbacks/*_test.py")),
+        *sorted(file for file in optimizers if ".fit(" in file.read_text()),
+    ]
+
+
+@pytest.mark.skipif(
+    not (KERAS / "trainers" / "trainer_test.py").exists(),
+    reason="this Keras comes without its tests",
+)
+@pytest.mark.parametrize(
+    "select", [SAMPLE, pytest.param("", marks=pytest.mark.long)]
+)
+def test_what_differs_from_model_fit_is_listed(select):
+    failed, passed = run(files_that_fit(), replicas=1, select=select)
+    assert len(DIFFERENT) <= 25
+    if select:
+        assert failed == {"test_callback_methods_keys"}
+        assert passed >= 5
+    else:
+        assert failed == DIFFERENT.keys()
+        assert passed > 200
