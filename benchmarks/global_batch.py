@@ -1,7 +1,7 @@
 """Loss and update of the global batch against NumPy in float64.
 
     python -m benchmarks.global_batch [--replicas=1,2,3] [--microbatches=1,2,3]
-        [--losses NAME ...]
+        [--jit=off,on] [--losses NAME ...]
     python -m tfamp.launch --workers=2 benchmarks.global_batch
 
 One step of one table of embeddings, 7 rows of 5 tokens, one row all padding:
@@ -242,12 +242,12 @@ def differences_of_keras(case):
     )
 
 
-def cell(case, strategy, microbatches, refused):
+def cell(case, strategy, microbatches, jits, refused):
     """The figures of one way to split the batch, or that it is refused."""
     found = []
     try:
-        for jit in (False, True):
-            evaluates = microbatches == 1 and not jit
+        for jit in jits:
+            evaluates = microbatches == 1 and jit == jits[0]
             found.append(
                 differences(case, strategy, microbatches, jit, evaluates)
             )
@@ -264,7 +264,9 @@ def main(argv=None):
     parser.add_argument("--microbatches", default="1,2,3")
     parser.add_argument("--losses", nargs="*", default=[*REFERENCES, *REFUSED])
     parser.add_argument("--strategy", default="mirrored")
+    parser.add_argument("--jit", default="off,on")
     arguments = parser.parse_args(argv)
+    jits = [each == "on" for each in arguments.jit.split(",")]
     pieces = [int(each) for each in arguments.microbatches.split(",")]
     is_chief = True
     if arguments.strategy == "multi_worker":
@@ -297,7 +299,7 @@ def main(argv=None):
         if has_keras:
             cells.append("{:.0e}, {:.0e}".format(*differences_of_keras(case)))
         for name, k in splits:
-            cells.append(cell(case, strategies[name], k, refused))
+            cells.append(cell(case, strategies[name], k, jits, refused))
         show(case, *cells)
     for case, line in refused.items():
         if is_chief:

@@ -167,7 +167,7 @@ def build_model(config: Config) -> keras.Model:
         ema_momentum=config.ema_momentum,
     )
     model.compile(
-        optimizer=tfamp.wrap_optimizer(optimizer),
+        optimizer=tfamp.wrap_optimizer(optimizer, shard=config.shard == "on"),
         loss="mean_squared_error",
         auto_scale_loss=False,
     )

@@ -115,7 +115,8 @@ def build_model(config: Config) -> GAN:
         return tfamp.wrap_optimizer(
             keras.optimizers.Adam(
                 config.learning_rate, beta_1=0.0, beta_2=0.99, **averaging
-            )
+            ),
+            shard=config.shard == "on",
         )
 
     model = GAN(

@@ -113,7 +113,7 @@ def build_model(config: Config) -> keras.Model:
         [v for v in model.trainable_variables if v.name != "kernel"]
     )
     model.compile(
-        optimizer=tfamp.wrap_optimizer(optimizer),
+        optimizer=tfamp.wrap_optimizer(optimizer, shard=config.shard == "on"),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         auto_scale_loss=False,
     )

@@ -136,7 +136,7 @@ def build_model(config: Config) -> keras.Model:
         [v for v in model.trainable_variables if len(v.shape) < 2]
     )
     model.compile(
-        optimizer=tfamp.wrap_optimizer(optimizer),
+        optimizer=tfamp.wrap_optimizer(optimizer, shard=config.shard == "on"),
         loss=ctc.LineCTC(),
         metrics=[
             ctc.CharacterErrorRate(),

@@ -148,7 +148,7 @@ def adapted(config: Config, base: keras.Model) -> keras.Model:
         ]
     )
     model.compile(
-        optimizer=tfamp.wrap_optimizer(optimizer),
+        optimizer=tfamp.wrap_optimizer(optimizer, shard=config.shard == "on"),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         auto_scale_loss=False,
     )

@@ -155,7 +155,7 @@ def build_model(config: Config) -> keras.Model:
     )
     compute_dtype = keras.config.dtype_policy().compute_dtype
     model.compile(
-        optimizer=tfamp.wrap_optimizer(optimizer),
+        optimizer=tfamp.wrap_optimizer(optimizer, shard=config.shard == "on"),
         loss=CrossEntropyDice(
             dtype=None if config.dice_in_float32 else compute_dtype
         ),

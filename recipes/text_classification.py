@@ -347,7 +347,7 @@ def _optimizer(config, model, learning_rate, epochs, steps_per_epoch):
     optimizer.exclude_from_weight_decay(
         [v for v in model.trainable_variables if v.name != "kernel"]
     )
-    return tfamp.wrap_optimizer(optimizer)
+    return tfamp.wrap_optimizer(optimizer, shard=config.shard == "on")
 
 
 def _load(config: Config) -> LabelledText:

@@ -39,6 +39,8 @@ ORDER = (
     "analysis.probe",
     "analysis.parity",
     "analysis.bench",
+    "analysis.tune",
+    "analysis.memory",
     "analysis.report",
     "commands",
     "cli",

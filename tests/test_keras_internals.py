@@ -112,6 +112,17 @@ def test_variables_that_float8_overwrites_are_known():
     assert sorted(overwritten) == [False] * 2 + [True] * 6
 
 
+def test_state_is_added_to_a_layer_that_is_built():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="a")])
+    state = keras_internals.add_state(model.layers[0], "state", (3,))
+    assert state.path == f"{model.layers[0].path}/state"
+    assert keras_internals.overwrites_with_gradient(state)
+    assert any(each is state for each in model.trainable_variables)
+    np.testing.assert_array_equal(state.numpy(), np.zeros(3))
+    with pytest.raises(ValueError, match="cannot add new elements"):
+        model.layers[0].add_weight(name="other", shape=(1,))
+
+
 def compiled_model():
     model = keras.Sequential([layers.Dense(2)])
     model.compile("adam", loss="mse", metrics=["mae"])
@@ -469,6 +480,44 @@ def test_layers_and_optimizer_are_built_by_specs():
     assert not keras_internals.is_marked(model, "seen")
     keras_internals.mark(model, "seen")
     assert keras_internals.is_marked(model, "seen")
+
+
+def test_schedules_are_computed_on_the_host_and_put_back():
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.1, 10, warmup_target=0.2, warmup_steps=2
+    )
+    optimizer = keras.optimizers.SGD(schedule)
+    optimizer.build([keras.Variable([1.0])])
+
+    @tf.function
+    def rate():
+        with keras_internals.schedules_on_host(optimizer):
+            return keras.ops.convert_to_tensor(optimizer.learning_rate)
+
+    graph = rate.get_concrete_function().graph
+    (branch,) = [op for op in graph.get_operations() if "If" in op.type]
+    assert branch.device.endswith("CPU:0")
+    assert "_get_current_learning_rate" not in vars(optimizer)
+
+
+def test_metrics_of_others_are_told_from_keras_s_own():
+    def own(y_true, y_pred):
+        return y_pred - y_true
+
+    class Own(keras.metrics.MeanSquaredError):
+        pass
+
+    for metrics, expected in (
+        ([], True),
+        (["mae", keras.metrics.AUC()], True),
+        ([own], False),
+        ([Own()], False),
+    ):
+        model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=metrics, run_eagerly=True)
+        ones = np.ones((2, 1), "float32")
+        model.train_on_batch(ones, ones)
+        assert keras_internals.metrics_are_kerass(model) == expected
 
 
 def test_renormalizing_batch_norm_is_told_from_any_other():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tfamp.analysis.lint.check import lint
     from tfamp.analysis.probe.measure import probe
     from tfamp.analysis.shadow.compare import compare
+    from tfamp.analysis.tune.measure import tune
     from tfamp.distribute.sharded import sharded
     from tfamp.distribute.strategy import get_strategy
     from tfamp.errors import (
@@ -63,6 +64,7 @@ _HOMES = {
     "recommend": "hardware.devices",
     "set_precision": "precision.policy",
     "sharded": "distribute.sharded",
+    "tune": "analysis.tune.measure",
     "value_and_gradients": "scaling.optimizer",
     "wrap_optimizer": "scaling.optimizer",
 }
@@ -95,6 +97,7 @@ __all__ = [
     "recommend",
     "set_precision",
     "sharded",
+    "tune",
     "value_and_gradients",
     "wrap_optimizer",
 ]

@@ -16,18 +16,32 @@ from tfamp.commands import (
     doctor,
     formats,
     lint,
+    memory,
     new,
     parity,
     probe,
     recipe_argument,
     report,
+    tune,
 )
 from tfamp.errors import InputError
 from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
-COMMANDS = (bench, compare, doctor, formats, lint, new, parity, probe, report)
+COMMANDS = (
+    bench,
+    compare,
+    doctor,
+    formats,
+    lint,
+    memory,
+    new,
+    parity,
+    probe,
+    report,
+    tune,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

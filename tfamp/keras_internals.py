@@ -34,12 +34,47 @@ def gradients_already_reduced(
 
 
 @contextlib.contextmanager
+def schedules_on_host(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Within it, learning rates of schedules are computed on the host.
+
+    The count of steps that they depend on is there already, and where they
+    branch, no one waits for a device to say which way.
+    """
+
+    def on_host(rate):
+        def computed():
+            with tf.device("CPU:0"):
+                return rate()
+
+        return computed
+
+    with contextlib.ExitStack() as stack:
+        for each in single_optimizers(optimizer):
+            schedule = keras.optimizers.schedules.LearningRateSchedule
+            if isinstance(each._learning_rate, schedule):
+                rate = on_host(each._get_current_learning_rate)
+                stack.enter_context(
+                    _methods_replaced(each, _get_current_learning_rate=rate)
+                )
+        yield
+
+
+@contextlib.contextmanager
 def gradients_already_clipped(
     optimizer: keras.optimizers.Optimizer,
 ) -> Iterator[None]:
     """Within it, the optimizer does not clip its gradients."""
     with _methods_replaced(optimizer, _clip_gradients=list):
         yield
+
+
+def clipped(
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any]
+) -> list[Any]:
+    """The gradients, clipped as `apply` would; None stays None."""
+    present = [each for each in gradients if each is not None]
+    values = iter(optimizer._clip_gradients(present))
+    return [None if each is None else next(values) for each in gradients]
 
 
 def global_clip_norm(optimizer: keras.optimizers.Optimizer) -> float | None:
@@ -122,6 +157,25 @@ def single_optimizers(
     return getattr(optimizer, "optimizers", [optimizer])
 
 
+def metrics_are_kerass(model: keras.Model) -> bool:
+    """Whether none of a compiled model's metrics runs anybody's own code.
+
+    Keras's count what is no number as they count anything; those of others may
+    assert that there is none.
+    """
+    metrics = [
+        inner
+        for metric in model.metrics
+        for inner in [metric, *getattr(metric, "metrics", ())]
+    ]
+    codes = [*map(type, metrics)]
+    codes += [each._fn for each in metrics if hasattr(each, "_fn")]
+    return all(
+        (getattr(code, "__module__", None) or "").split(".")[0] == "keras"
+        for code in codes
+    )
+
+
 def averaging_optimizers(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[keras.optimizers.Optimizer]:
@@ -184,6 +238,39 @@ def moving_averages(
         )
         if average is not None
     ]
+
+
+@contextlib.contextmanager
+def variables_made_by(
+    optimizer: keras.optimizers.Optimizer,
+    make: Callable[[keras.Variable, str, Any], keras.Variable],
+) -> Iterator[None]:
+    """Within it, `build` makes the variables of each weight by a function.
+
+    Args:
+        optimizer: not built.
+        make: takes a weight, the name of what is kept for it ("momentum"),
+            and an initializer or its name.
+    """
+
+    def add(reference_variable, name=None, initializer="zeros"):
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            variable = make(reference_variable, name or "var", initializer)
+        optimizer._track_variable(variable)
+        return variable
+
+    with _methods_replaced(optimizer, add_variable_from_reference=add):
+        yield
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
+    """The place of a variable among those that the optimizer was built with.
+
+    Args:
+        optimizer: built.
+        variable: one of them, or the `tf.Variable` of a single replica.
+    """
+    return optimizer._get_variable_index(variable)
 
 
 def overwrites_with_gradient(variable: keras.Variable) -> bool:
@@ -463,6 +550,35 @@ def losses_of_replica_replaced(
             ),
         ):
             stack.enter_context(_of_threads(module, name).replaced(function))
+        yield
+
+
+@contextlib.contextmanager
+def divisions_noted(noted: list[tf.Tensor]) -> Iterator[None]:
+    """Within it, `noted` gets what Keras makes ready to add up over replicas.
+
+    Sums of its losses, and means that it divides by their number.
+    """
+    module = keras.src.losses.loss
+    own_scale = own_function(vars(module)["scale_loss_for_distribution"])
+    own_reduce = own_function(vars(module)["reduce_weighted_values"])
+
+    def scale(value):
+        noted.append(tf.identity(own_scale(value)))
+        return noted[-1]
+
+    def reduce(values, *args, **kwargs):
+        reduced = own_reduce(values, *args, **kwargs)
+        if len(values.shape) == 0:
+            # Reduced by the user.
+            return reduced
+        noted.append(tf.identity(reduced))
+        return noted[-1]
+
+    with (
+        _of_threads(module, "scale_loss_for_distribution").replaced(scale),
+        _of_threads(module, "reduce_weighted_values").replaced(reduce),
+    ):
         yield
 
 
@@ -778,6 +894,58 @@ def autocast_scope(dtype: str) -> contextlib.AbstractContextManager:
     return keras.src.backend.common.variables.AutocastScope(dtype)
 
 
+def autocast_dtype() -> str | None:
+    """The dtype that float variables are read in here; None for their own."""
+    scope = keras.src.backend.common.variables.get_autocast_scope()
+    return scope and scope.dtype
+
+
+@contextlib.contextmanager
+def reads_noted(
+    variables: Sequence[keras.Variable],
+    note: Callable[[keras.Variable], None],
+) -> Iterator[None]:
+    """Within it, a function is called each time that one of them is read."""
+
+    def noting(cls: type) -> type:
+        def value(self):
+            note(self)
+            return cls.value.fget(self)
+
+        return type(cls.__name__, (cls,), {"value": property(value)})
+
+    before = [type(variable) for variable in variables]
+    classes = {cls: noting(cls) for cls in set(before)}
+    try:
+        for variable, cls in zip(variables, before, strict=True):
+            variable.__class__ = classes[cls]
+        yield
+    finally:
+        for variable, cls in zip(variables, before, strict=True):
+            variable.__class__ = cls
+
+
+def in_stateless_scope() -> bool:
+    """Whether variables have values given to them for a while."""
+    return keras.src.backend.common.stateless_scope.in_stateless_scope()
+
+
+def stored(variable: keras.Variable) -> tf.Variable:
+    """What a variable is kept in, whatever it is read as."""
+    return variable._value
+
+
+def replace_value(
+    variable: keras.Variable, value: tf.Variable, cls: type
+) -> None:
+    """Gives a variable another `tf.Variable`, and the methods of a class.
+
+    Its dtype stays the one that it was declared with.
+    """
+    variable._value = value
+    variable.__class__ = cls
+
+
 def uncast_value(variable: keras.Variable) -> tf.Tensor:
     """The value of a variable as it is stored, also inside a 16-bit layer."""
     with keras.src.backend.common.variables.AutocastScope(None):
@@ -845,6 +1013,14 @@ def has_global_seed() -> bool:
     return context.global_seed() is not None
 
 
+def first_of_generator(adapter: Any) -> Any:
+    """The first batch, where a data adapter was made of a Python generator.
+
+    Keras has taken it to see what it is, and puts it before the others.
+    """
+    return adapter._first_batches[0]
+
+
 def is_array_adapter(adapter: Any) -> bool:
     """Whether a data adapter holds arrays."""
     module = keras.src.trainers.data_adapters.array_data_adapter
@@ -900,22 +1076,25 @@ def session_mark() -> Any:
     )
 
 
+def symbolic_batch(element_spec: Any) -> Any:
+    """Placeholders of a batch, for `run_symbolically`."""
+    return keras.tree.map_structure(
+        lambda spec: (
+            keras.KerasTensor(
+                spec.shape, keras.backend.standardize_dtype(spec.dtype)
+            )
+            if hasattr(spec, "shape")
+            else None
+        ),
+        element_spec,
+    )
+
+
 def build_layers(model: keras.Model, element_spec: Any) -> None:
     """Creates the variables of a model's layers, where they are missing."""
     if all(layer.built for layer in model._flatten_layers()):
         return
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(
-        keras.tree.map_structure(
-            lambda spec: (
-                keras.KerasTensor(
-                    spec.shape, keras.backend.standardize_dtype(spec.dtype)
-                )
-                if hasattr(spec, "shape")
-                else None
-            ),
-            element_spec,
-        )
-    )
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(symbolic_batch(element_spec))
     keras.src.backend.compute_output_spec(model, x, training=False)
 
 

@@ -1,5 +1,6 @@
 """A small training run of random parts, as a process that can be disturbed."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -96,13 +97,13 @@ def program(
     try:
         _train(job, folder, saves, worker)
     except BaseException as error:
-        described = describe_exit(error)
-        if described is None:
-            sys.excepthook(*sys.exc_info())
-            status = 1
-        else:
-            print(f"tfamp: {described[0]}", file=sys.stderr, flush=True)
-            status = described[1]
+        line, status = describe_exit(error) or ("", 1)
+        # The disk may be full for this too.
+        with contextlib.suppress(OSError):
+            if line:
+                print(f"tfamp: {line}", file=sys.stderr, flush=True)
+            else:
+                sys.excepthook(*sys.exc_info())
     # Threads of a cluster that has lost a worker may wait for ever.
     os._exit(status)
 

@@ -22,6 +22,7 @@ class Contestant:
             the others have no such switch.
         optimized: by `tfamp.optimize`; of tfamp.
         bare_optimizer: no LossScaleOptimizer around it; of tfamp.
+        plain: without XLA on GPUs too; of tfamp, which compiles there.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Contestant:
     whole_epochs: bool = False
     optimized: bool = False
     bare_optimizer: bool = False
+    plain: bool = False
 
 
 CONTESTANTS = (

@@ -103,7 +103,7 @@ def _fit_tfamp(contestant, case, model, batches, epochs, callback):
         epochs=epochs,
         steps_per_epoch=case.steps,
         callbacks=[callback],
-        jit=contestant.compiled or "auto",
+        jit=False if contestant.plain else contestant.compiled or "auto",
         verbose=0,
     )
 

@@ -14,6 +14,7 @@ training ends, measured.
     attention_overflow          attention logits beyond 65504
     clipping_scaled_gradients   the threshold meets scaled gradients
     float16_softmax             log(p) of one's own on a float16 softmax
+    float8_without_scales       gradients cast to E5M2 as they are
 
 All train on the 1,797 digits of scikit-learn. The mistakes are trained by
 stock `keras.Model.fit`, because `tfamp.fit` does not let one make most of them:
@@ -32,6 +33,7 @@ import tfamp
 from recipes.failures import (
     attention_overflow,
     clipping_scaled_gradients,
+    float8_without_scales,
     float16_accumulation,
     float16_softmax,
     no_loss_scaling,
@@ -48,6 +50,7 @@ FAILURES = {
     "attention_overflow": attention_overflow.FAILURE,
     "clipping_scaled_gradients": clipping_scaled_gradients.FAILURE,
     "float16_softmax": float16_softmax.FAILURE,
+    "float8_without_scales": float8_without_scales.FAILURE,
 }
 
 
@@ -64,6 +67,7 @@ class Config:
         "attention_overflow",
         "clipping_scaled_gradients",
         "float16_softmax",
+        "float8_without_scales",
     ] = flag("no_loss_scaling", "which mistake is made")
     healed: bool = flag(
         False, "for the commands of tfamp: the mended model; this shows both"

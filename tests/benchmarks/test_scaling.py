@@ -107,7 +107,7 @@ def test_workers_are_launched_and_each_has_a_process_of_its_own(tmp_path):
     ("flags", "message"),
     [
         (["--series=depth"], "Unknown series 'depth'; expected some of layers"),
-        (["--precision=float8"], "float8"),
+        (["--precision=float4"], "float4"),
         (["--threads=4096"], "threads=4096 is more than the"),
         (["--rounds=0"], "rounds=0 is out of range"),
     ],

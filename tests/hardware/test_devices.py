@@ -18,6 +18,7 @@ from tfamp.hardware.devices import (
     recommend,
     recommend_strategy,
 )
+from tfamp.hardware.float8_units import float8_units
 
 
 def cpu(*flags):
@@ -42,6 +43,8 @@ def gpu(capability, name="a GPU", count=1):
         ("B200", "mixed_bfloat16", "none", 8),
         ("MI300", "mixed_bfloat16", "none", 16),
         ("TPU v5e", "mixed_bfloat16", "none", 128),
+        ("TPU v5p", "mixed_bfloat16", "none", 128),
+        ("TPU v6e", "mixed_bfloat16", "none", 128),
     ],
 )
 def test_each_known_device_gets_the_precision_that_suits_it(
@@ -57,7 +60,23 @@ def test_each_known_device_gets_the_precision_that_suits_it(
 
 def test_every_known_device_is_judged_above():
     names = ["P100", "V100", "T4", "A100", "L4", "H100", "B200", "MI300"]
-    assert set(KNOWN_HARDWARE) == {*names, "TPU v5e"}
+    assert set(KNOWN_HARDWARE) == {*names, "TPU v5e", "TPU v5p", "TPU v6e"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("H100", "Tensor Cores multiply E4M3 and E5M2"),
+        ("L4", "Tensor Cores multiply E4M3 and E5M2"),
+        ("B200", "for each block are not used"),
+        ("A100", "from compute capability 8.9 on"),
+        ("MI300", "FNUZ"),
+        ("TPU v5p", "TPUs up to v6"),
+        ("TPU v6e", "TPUs up to v6"),
+    ],
+)
+def test_it_is_said_what_a_device_does_with_8_bits(name, said):
+    assert said in float8_units(KNOWN_HARDWARE[name])
 
 
 @pytest.mark.parametrize(
@@ -135,6 +154,8 @@ def test_the_known_devices_have_the_published_memory_and_capability():
         "B200": (180, (10, 0)),
         "MI300": (192, None),
         "TPU v5e": (16, None),
+        "TPU v5p": (95, None),
+        "TPU v6e": (32, None),
     }
     assert published == {
         name: (known.memory_bytes // GIB, known.compute_capability)

@@ -174,7 +174,9 @@ def test_a_compiled_model_trains_with_the_faster_layers(
     else:
         tfamp.optimize(model)
         model.compile("sgd", loss="mse", jit_compile=False)
-    assert not traced
+    # Called twice on placeholders, to know that it still can be.
+    assert traced == ["batch_norm"] * 2
+    traced.clear()
     model.fit(BATCH, np.zeros((2, 3)), verbose=0)
     assert traced
 
@@ -281,3 +283,19 @@ def test_probe_sees_the_layers_of_an_optimized_model():
     for name in FASTER:
         for kind in ("activation", "activation_gradient", "gradient"):
             assert (name, kind) in seen
+
+
+def test_a_model_that_can_no_longer_be_called_is_put_back(monkeypatch):
+    def broken(self, inputs):
+        raise TypeError("mixed dtypes")
+
+    inputs = keras.Input((4,))
+    norm = layers.RMSNormalization(name="norm")
+    model = keras.Model(inputs, layers.Dense(2)(norm(inputs)))
+    monkeypatch.setattr(norms.RMSNormalization, "call", broken)
+    with pytest.raises(
+        tfamp.InputError, match=r"'norm' cannot.*mixed.*as it was"
+    ):
+        tfamp.optimize(model)
+    assert type(norm) is layers.RMSNormalization
+    model(np.zeros((1, 4), "float32"))

@@ -7,6 +7,7 @@ from keras import layers
 
 from tfamp.errors import InputError
 from tfamp.hardware import devices as hardware
+from tfamp.layers.float8 import float8
 from tfamp.precision.policy import precision_of, precision_scope, set_precision
 
 COMPUTE_DTYPES = {
@@ -45,6 +46,15 @@ def test_auto_sets_and_returns_what_the_hardware_recommends(
     assert set_precision() == precision
 
 
+def test_float8_is_a_precision_on_bfloat16():
+    assert set_precision("float8") == "float8"
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    assert precision_of(model) == "mixed_bfloat16"
+    float8(model, skip="none")
+    assert precision_of(model) == "float8"
+
+
 def test_mixed_float16_on_a_tpu_is_an_error_that_names_the_fix(monkeypatch):
     pretend_hardware(monkeypatch, "tpu")
     with pytest.raises(InputError, match=r"TPU.*'mixed_bfloat16'"):
@@ -52,7 +62,7 @@ def test_mixed_float16_on_a_tpu_is_an_error_that_names_the_fix(monkeypatch):
     assert keras.config.dtype_policy().name == "float32"
 
 
-@pytest.mark.parametrize("name", ["float16", "fp16", "", None, 16])
+@pytest.mark.parametrize("name", ["float16", "fp8", "", None, 16])
 def test_an_unknown_precision_is_an_error_that_lists_the_known_ones(name):
     with pytest.raises(
         InputError,

@@ -35,6 +35,7 @@ def last_loss(config):
             ("attention_overflow", 2, math.nan, 0.8),
             ("clipping_scaled_gradients", 2, 2.2, 0.7),
             ("float16_softmax", 3, 0.4, 0.25),
+            ("float8_without_scales", 4, 0.4, 0.2),
         ],
         always=[("clipping_scaled_gradients", 2, 2.2, 0.7)],
     ),

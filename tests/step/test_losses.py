@@ -170,3 +170,18 @@ def test_a_tuple_of_one_stays_a_tuple_of_one():
     share = next(iter(distribute_batches(tf.distribute.get_strategy(), data)))
 
     assert [len(share.data), len(share.data[0])] == [1, 2]
+
+
+def test_no_batch_of_a_generator_is_lost_to_a_trial():
+    model = linear(lambda y, outputs: keras.ops.sum(keras.ops.square(outputs)))
+    model.optimizer.learning_rate = 0.0
+    # More batches than anything takes in advance.
+    batches = (
+        (np.full((2, 1), float(i), "float32"), np.zeros((2, 1), "float32"))
+        for i in range(1, 41)
+    )
+
+    history = tfamp.fit(model, batches, microbatches=2, verbose=0).history
+
+    mean = np.mean([2.0 * i**2 for i in range(1, 41)])
+    np.testing.assert_allclose(history["loss"], mean, rtol=1e-5)

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 import tfamp
 from tests.conftest import mostly_long
-from tfamp.layers.float8 import has_float8
 from tfamp.layers.float8_counterparts import is_history
+from tfamp.precision.policy import precision_of
 
 X = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
 Y = (X @ np.random.default_rng(1).normal(size=(8, 4))).argmax(1)
@@ -94,7 +94,7 @@ def test_a_run_goes_on_in_every_precision(tmp_path, trained):
         ("mixed_bfloat16", "float32", "float8"), start=3
     ):
         model = train(build_model(precision), epochs, checkpoint_dir=tmp_path)
-        assert has_float8(model) == (precision == "float8")
+        assert precision_of(model) == precision
         assert int(model.optimizer.iterations.numpy()) == 2 * epochs
     # It began anew: two steps of a history of 1024.
     assert np.count_nonzero(histories(model)[0]) == 3
@@ -104,3 +104,16 @@ def test_fit_says_what_it_made_of_the_model(capsys):
     dataset = tf.data.Dataset.from_tensors((X, Y))
     tfamp.fit(build_model(), dataset, verbose=2)
     assert "8-bit products in 1 layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("policy", "severity"),
+    [("mixed_float16", "error"), ("mixed_bfloat16", "warning")],
+)
+def test_lint_finds_the_float8_of_keras(policy, severity):
+    keras.config.set_dtype_policy(policy)
+    layers = [keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(4)]
+    model = keras.Sequential(layers)
+    model.layers[0].quantize("float8")
+    found = [e for e in tfamp.lint(model) if e.rule == "stock-float8"]
+    assert [each.severity for each in found] == [severity]

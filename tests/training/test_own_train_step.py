@@ -43,3 +43,49 @@ def test_overflow_on_any_replica_is_skipped_though_keras_wrapped_it(
     assert int(model.optimizer.skipped_steps.numpy()) == 1
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+class SelfTaught(keras.layers.Layer):
+    """A layer that trains itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, kernel_initializer="ones")
+        self.own = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(1e-3)
+        )
+
+    def call(self, x):
+        return self.dense(x)
+
+    def learn(self, x):
+        weights = self.dense.trainable_variables
+        with tf.GradientTape() as tape:
+            loss = self.own.scale_loss(keras.ops.mean(self(x)))
+        gradients = tape.gradient(loss, [w.value for w in weights])
+        self.own.apply(gradients, weights)
+
+
+class OfSelfTaught(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.layer = SelfTaught()
+
+    def call(self, x):
+        return self.layer(x)
+
+    def train_step(self, data):
+        self.layer.learn(data[0])
+        return {}
+
+
+def test_the_scaler_of_a_layer_is_made_safe_and_its_skips_are_counted():
+    model = OfSelfTaught()
+    model(np.ones((1, 1), "float32"))
+    model.layer.own.build(model.layer.dense.trainable_variables)
+    model.compile(optimizer=None)
+    x = np.full((2, 1), np.inf, "float32")
+    history = tfamp.fit(model, x, x, verbose=0).history
+    assert isinstance(model.layer.own, tfamp.LossScaleOptimizer)
+    assert history["skipped_steps"] == [1]
+    assert np.isfinite(model.get_weights()[0]).all()

@@ -93,7 +93,7 @@ def _layer_of(node: str, names: set[str]) -> str | None:
 def _parts(model: keras.Model) -> dict[str, list[tf.Variable]]:
     """By path: a variable for each replica of this host."""
     known = {
-        id(variable.value)
+        id(keras_internals.stored(variable))
         for variable in [*model.variables, *model.metrics_variables]
     }
     found: dict[str, tf.Variable] = {}

@@ -21,6 +21,7 @@ from tfamp.checkpoint import plain_values
 from tfamp.checkpoint.frozen import fingerprint, frozen_weights
 from tfamp.checkpoint.random_state import get_random_state
 from tfamp.checkpoint.replica_state import ReplicaState, is_read_together
+from tfamp.checkpoint.whole_variables import WholeVariable, standing_for
 from tfamp.errors import InputError
 from tfamp.layers.float8_counterparts import is_history
 from tfamp.precision.policy import precision_of
@@ -65,10 +66,18 @@ class RunState:
         every = _variables(model, self.optimizers)
         # Other precisions have none, and go on from this one all the same.
         self._histories = [each for each in every if is_history(each)]
-        self._keras_variables = [
-            variable
-            for variable in every
-            if id(variable) not in left_out and not is_history(variable)
+        self._keras_variables = standing_for(
+            [
+                variable
+                for variable in every
+                if id(variable) not in left_out and not is_history(variable)
+            ],
+            self.optimizers,
+        )
+        self._wholes = [
+            each
+            for each in self._keras_variables
+            if isinstance(each, WholeVariable)
         ]
         variables = [variable.value for variable in self._keras_variables]
         moving = {id(v.value) for v in _moved_by_replicas(model)}
@@ -106,6 +115,7 @@ class RunState:
             arrays: what else to save.
         """
         rows = self._replicas.read()
+        self._read_wholes()
         described, content = plain_values.pack(arrays)
         text = json.dumps(
             {
@@ -157,9 +167,25 @@ class RunState:
             for history in self._histories:
                 history.assign(tf.zeros(history.shape))
         status.assert_existing_objects_matched()
+        for whole in self._wholes:
+            whole.write()
         self._assign_rows(metadata["replicas"])
         self._adapt_scales(metadata["dynamic_scales"])
         return metadata
+
+    def forget(self) -> None:
+        """Lets go of what `capture` read, once it is saved."""
+        for whole in self._wholes:
+            whole.forget()
+
+    def _read_wholes(self) -> None:
+        for optimizer in self._scaling():
+            if optimizer.shards is not None:
+                optimizer.shards.follow_all()
+        for whole in self._wholes:
+            whole.read()
+            if not self._model.distribute_strategy.extended.should_checkpoint:
+                whole.forget()
 
     def _optional(self) -> dict[str, list[tf.Variable]]:
         values = [history.value for history in self._histories]

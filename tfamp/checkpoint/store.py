@@ -262,6 +262,7 @@ class Checkpoints:
             self._best.save()
             self._best_value = best["value"]
         self._folder.save()
+        self._state.forget()
 
     def _restore(self, folder: Folder) -> Position | None:
         number, metadata, problem = self._restore_newest(folder)

@@ -16,10 +16,13 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from tfamp.distribute.consensus import number_of_workers
-from tfamp.errors import InputError
+from tfamp.distribute.workers import lost
+from tfamp.errors import InputError, WorkerLostError
 
 # Short, so that signals are heard meanwhile.
 _POLL_MILLISECONDS = 1000
+# A host may be busy.
+_HEALTH_MILLISECONDS = 20_000
 _LAST_READER_SECONDS = 10.0
 # For the answer to the last reader.
 _END_SECONDS = 0.5
@@ -38,6 +41,7 @@ def check_alike(
 
     Raises:
         InputError: on all workers, where they are not the same on all.
+        WorkerLostError: where one has ended meanwhile.
     """
     count = number_of_workers(strategy)
     if count == 1:
@@ -47,18 +51,20 @@ def check_alike(
     store = context.context()
     store.set_config_key_value(f"{prefix}/{own}", json.dumps(dict(facts)))
     of_workers = [
-        json.loads(_waited_for(f"{prefix}/{worker}")) for worker in range(count)
+        json.loads(_waited_for(f"{prefix}/{worker}", worker))
+        for worker in range(count)
     ]
     difference = describe(of_workers)
     if difference is None:
         return
     # The first worker keeps what they read, and so has to end last.
-    with contextlib.suppress(tf.errors.OpError):
+    with contextlib.suppress(tf.errors.OpError, WorkerLostError):
         if own != 0:
             store.set_config_key_value(f"{prefix}/{own}/read", "yes")
         else:
             for worker in range(1, count):
-                _waited_for(f"{prefix}/{worker}/read", _LAST_READER_SECONDS)
+                key = f"{prefix}/{worker}/read"
+                _waited_for(key, worker, _LAST_READER_SECONDS)
             time.sleep(_END_SECONDS)
     raise InputError(
         f"The workers differ: {difference}; start the same program with the "
@@ -89,13 +95,23 @@ def describe(of_workers: list[dict[str, str]]) -> str | None:
     return "; ".join(parts) or None
 
 
-def _waited_for(key: str, seconds: float = float("inf")) -> str:
+def _waited_for(key: str, worker: int, seconds: float = float("inf")) -> str:
+    """What a worker wrote under a key, as soon as it has.
+
+    Raises:
+        WorkerLostError: it does not live.
+    """
     begin = time.monotonic()
+    store = context.context()
     while True:
         try:
-            return context.context().get_config_key_value(
-                key, _POLL_MILLISECONDS
-            )
+            return store.get_config_key_value(key, _POLL_MILLISECONDS)
         except tf.errors.DeadlineExceededError:
             if time.monotonic() - begin > seconds:
                 raise
+        try:
+            store.check_collective_ops_peer_health(
+                f"/job:worker/replica:0/task:{worker}", _HEALTH_MILLISECONDS
+            )
+        except tf.errors.OpError:
+            raise lost(f"worker {worker}") from None

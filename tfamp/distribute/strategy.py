@@ -317,6 +317,11 @@ def devices_of(strategy: tf.distribute.Strategy) -> list[str]:
         return [(gpus or tf.config.list_logical_devices("CPU"))[0].name]
 
 
+def computes_on_gpus(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the host must not read what a step computes, lest it waits."""
+    return any("GPU" in device for device in devices_of(strategy))
+
+
 def _has_tpu() -> bool:
     return bool(tf.config.list_physical_devices("TPU"))
 

@@ -48,6 +48,11 @@ _LOST_MARKS = re.compile(
 # Workers that do different things abort each other too; that is a bug, and
 # keeps its traceback.
 _OUT_OF_STEP_MARKS = re.compile(r"expected (type|shape)|mismatch")
+# The most certain first: the rest of a line, and the lines that list tasks.
+_SEEN_DEAD = (
+    re.compile(r"stopped sending heartbeats\)?:(\s*/job:\S+)+"),
+    re.compile(r"remote target /job:\S+"),
+)
 _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 
 
@@ -70,11 +75,16 @@ def worker_errors() -> Iterator[None]:
         is_lost = _LOST_MARKS.search(message)
         if not is_lost or _OUT_OF_STEP_MARKS.search(message):
             raise
-        raise WorkerLostError(
-            f"{_lost_workers(message)} stopped answering, and training cannot "
-            "go on; the output of the first that ended says why. Restart "
-            "the job: it resumes from its checkpoint_dir, if it has one."
-        ) from error
+        raise lost(_lost_workers(message)) from error
+
+
+def lost(names: str) -> WorkerLostError:
+    """The error for workers that stopped answering."""
+    return WorkerLostError(
+        f"{names} stopped answering, and training cannot go on; the output of "
+        "the first that ended says why. Restart the job: it resumes from its "
+        "checkpoint_dir, if it has one."
+    )
 
 
 def wait_for_workers(
@@ -198,9 +208,18 @@ def _answers(address):
 
 
 def _lost_workers(message):
-    # A worker that stops because of another is soon missed itself, so several
-    # may be named.
-    tasks = sorted(set(_TASK.findall(message)))
+    """The first that was lost, as far as the message tells.
+
+    A worker that stops because of another is soon missed itself, and every
+    worker is named where it reports what it saw.
+    """
+    for mark in _SEEN_DEAD:
+        found = mark.search(message)
+        tasks = sorted(set(_TASK.findall(found[0]))) if found else []
+        if tasks:
+            break
+    else:
+        tasks = sorted(set(_TASK.findall(message)))
     return " and ".join(f"{job} {number}" for job, number in tasks) or (
         "Another worker"
     )

@@ -89,6 +89,8 @@ KNOWN_HARDWARE: dict[str, Hardware] = {
     "B200": _gpu("NVIDIA B200", 180, (10, 0)),
     "MI300": _gpu("AMD Instinct MI300X", 192, None),
     "TPU v5e": Hardware("tpu", ("TPU v5e",), memory_bytes=16 * GIB),
+    "TPU v5p": Hardware("tpu", ("TPU v5p",), memory_bytes=95 * GIB),
+    "TPU v6e": Hardware("tpu", ("TPU v6e",), memory_bytes=32 * GIB),
 }
 
 

@@ -21,6 +21,7 @@ from tfamp.hardware.devices import (
     recommend,
     recommend_strategy,
 )
+from tfamp.hardware.float8_units import float8_units
 from tfamp.hardware.known_issues import known_issues
 from tfamp.version import __version__
 
@@ -39,8 +40,9 @@ def diagnose(assume: str | None = None) -> dict[str, Any]:
     Returns:
         The report, ready for JSON: `schema`, `assumed`, `hardware`,
         `versions` (None for what is not installed), `recommendation`,
-        `strategy`, `known_issues`, and `tensorflow_messages`, what TensorFlow
-        said about accelerators while it looked for them.
+        `float8` (what the device does with it), `strategy`, `known_issues`,
+        and `tensorflow_messages`, what TensorFlow said about accelerators
+        while it looked for them.
 
     Raises:
         InputError: The name is unknown, or TensorFlow does not import.
@@ -71,6 +73,7 @@ def diagnose(assume: str | None = None) -> dict[str, Any]:
         "hardware": dataclasses.asdict(found),
         "versions": versions,
         "recommendation": dataclasses.asdict(recommend(found)),
+        "float8": float8_units(found),
         "strategy": {"name": strategy, "reason": strategy_reason},
         "known_issues": known_issues(found, versions, build),
         "tensorflow_messages": _about_accelerators("".join(log)),
@@ -95,6 +98,7 @@ def report_sections(report: Mapping[str, Any]) -> list[Group]:
                 ("", advice["reason"]),
                 ("loss scaling", advice["loss_scaling"]),
                 *_dimension_rows(advice["dimension_multiple"]),
+                ("float8", report["float8"]),
                 ("strategy", strategy["name"]),
                 ("", strategy["reason"]),
             ],

@@ -132,14 +132,6 @@ def float8(
     ]
 
 
-def has_float8(model: keras.Model) -> bool:
-    """Whether a layer of the model multiplies 8-bit numbers."""
-    return any(
-        isinstance(layer, float8_counterparts.LAYERS)
-        for layer in keras_internals.all_layers(model)
-    )
-
-
 _FLOAT8 = {
     keras.layers.Dense: float8_counterparts.Dense,
     keras.layers.EinsumDense: float8_counterparts.EinsumDense,

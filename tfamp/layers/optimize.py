@@ -114,10 +114,10 @@ def _require_call(model: keras.Model, former) -> None:
         before.put_back(changed)
         return
     layer = model if seen.failed is None else seen.failed
-    line = str(error).strip().partition("\n")[0]
     raise InputError(
         f"Layer {layer.name!r} cannot be called with what optimize puts into"
-        f" it ({type(error).__name__}: {line}); the model is as it was. Leave"
+        f" it ({type(error).__name__}:"
+        f" {sensitive_layers.said(error)}); the model is as it was. Leave"
         " optimize out."
     )
 

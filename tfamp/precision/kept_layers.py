@@ -69,11 +69,16 @@ class _Kept:
     def from_config(cls, config: dict, custom_objects=None) -> keras.Layer:
         own = _own_class(cls, config)
         # A wrapper gives its copies other settings, as `Bidirectional` does.
-        changed = {k: v for k, v in config.items() if k not in _OWN_KEYS}
+        described = config["layer"]["config"]
+        changed = {
+            key: value
+            for key, value in config.items()
+            if key not in _OWN_KEYS and key in described
+        }
         layer = keras.saving.deserialize_keras_object(
             {
                 **config["layer"],
-                "config": {**config["layer"]["config"], **changed},
+                "config": {**described, **changed},
             },
             # None leaves the caller's own scope of objects as it is.
             custom_objects={**own, **(custom_objects or {})} or None,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tfamp.errors import InputError
+from tfamp.precision.maps import is_map, load_map
 
 if TYPE_CHECKING:
     import keras
@@ -33,11 +34,6 @@ _ALIASES = {
     "16-mixed": "mixed_float16",
 }
 
-_PRECISION_OF_COMPUTE_DTYPE = {
-    "bfloat16": "mixed_bfloat16",
-    "float16": "mixed_float16",
-}
-
 
 def resolve_precision(name: str = AUTO) -> str:
     """Returns the precision a name stands for on this machine.
@@ -45,11 +41,18 @@ def resolve_precision(name: str = AUTO) -> str:
     Args:
         name: one of `PRECISIONS`, "auto" (what `tfamp.recommend` says), or
             what other libraries call one: "fp16", "16-mixed", "bf16",
-            "bf16-mixed", "fp32", "32-true".
+            "bf16-mixed", "fp32", "32-true"; or the `tune.json` of
+            `tfamp.tune`.
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
     """
+    if is_map(name):
+        return _resolve(load_map(name)[0])
+    return _resolve(name)
+
+
+def _resolve(name: str) -> str:
     if name == AUTO:
         from tfamp.hardware.devices import recommend
 
@@ -95,10 +98,13 @@ def set_precision(name: str = AUTO) -> str:
     Args:
         name: "float32", "mixed_bfloat16", "mixed_float16", "float8", or
             "auto". With "float8" layers compute in bfloat16, and `tfamp.fit`
-            calls `tfamp.float8(model)` where that was left out.
+            calls `tfamp.float8(model)` where that was left out. Or the path
+            of a `tune.json`, by which each layer gets its own: in a model
+            with the names of the one that was tuned.
 
     Returns:
-        The precision that was set; never "auto".
+        The precision that was set; never "auto". Of a map, that of the layers
+        that are not in float32.
 
     Raises:
         InputError: the name is unknown, or the hardware lacks the format.
@@ -110,7 +116,11 @@ def set_precision(name: str = AUTO) -> str:
     global _last_precision
     precision = resolve_precision(name)
     keras.config.set_dtype_policy(
-        _BELOW_FLOAT8 if precision == FLOAT8 else precision
+        load_map(name)[1]
+        if is_map(name)
+        else _BELOW_FLOAT8
+        if precision == FLOAT8
+        else precision
     )
     mark_session(precision)
     _last_precision = precision
@@ -167,14 +177,28 @@ def precision_of(model: "keras.Model") -> str:
 
     Returns:
         "mixed_float16" if any layer computes in float16, since its gradients
-        then need loss scaling, whatever the other layers do; else
-        "mixed_bfloat16" if any computes in bfloat16; else "float32".
+        then need loss scaling, whatever the other layers do; else "float8"
+        if any multiplies 8-bit numbers; else "mixed_bfloat16" if any computes
+        in bfloat16; else "float32".
     """
+    from tfamp.keras_internals import all_layers
+
     compute_dtypes = _compute_dtypes(model)
-    for dtype in ("float16", "bfloat16"):
-        if dtype in compute_dtypes:
-            return _PRECISION_OF_COMPUTE_DTYPE[dtype]
-    return "float32"
+    if "float16" in compute_dtypes:
+        return "mixed_float16"
+    if "bfloat16" not in compute_dtypes:
+        return "float32"
+    is_float8 = any(
+        hasattr(each, "float8_settings") for each in all_layers(model)
+    )
+    return FLOAT8 if is_float8 else "mixed_bfloat16"
+
+
+def compute_dtype_of(precision: str) -> str:
+    """What the layers of a precision compute in, between 8-bit products."""
+    if precision == FLOAT8:
+        precision = _BELOW_FLOAT8
+    return precision.removeprefix("mixed_")
 
 
 def _compute_dtypes(layer: "keras.layers.Layer") -> set[str | None]:

@@ -4,6 +4,7 @@ The model is called on placeholders as if all of it were kept, and each layer
 is noted in which float32 made a difference to an operation.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -181,7 +182,7 @@ def mend(
             raise CannotBeCalled(
                 f"Layer {name!r} cannot be called with what keep_float32"
                 f" makes float32 ({type(error).__name__}:"
-                f" {_first_line(error)}); the model is as it was. Cast to one"
+                f" {said(error)}); the model is as it was. Cast to one"
                 " dtype there, or pass outputs=False."
             )
         kept[id(layer)] = ("mixed dtypes in float32", True)
@@ -260,6 +261,11 @@ def _is_16_bit(layer) -> bool:
     return layer.compute_dtype in ("bfloat16", "float16")
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def said(error: Exception) -> str:
+    """What an error says, in one line."""
+    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    # Keras says first where it was, and then what.
+    if len(lines) > 1 and lines[0].startswith("Exception encountered"):
+        del lines[0]
     return lines[0] if lines else ""

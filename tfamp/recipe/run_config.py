@@ -8,6 +8,7 @@ where a config has them; a recipe that needs less may leave them out.
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
+from tfamp.errors import InputError
 from tfamp.recipe.flags import check_ranges, flag
 
 _JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
@@ -32,6 +33,9 @@ class RunConfig:
 
     precision: str = flag(
         "auto", "auto, float32, mixed_bfloat16, mixed_float16 or float8"
+    )
+    precision_map: str = flag(
+        "", "tune.json, which says each layer's precision; none if empty"
     )
     strategy: str = flag(
         "auto", "auto, one_device, mirrored, multi_worker or tpu"
@@ -60,6 +64,9 @@ class RunConfig:
     jit: Literal["auto", "on", "off"] = flag("auto", "XLA; auto: GPU and TPU")
     all_reduce_dtype: Literal["own", "float16", "bfloat16"] = flag(
         "own", "in which gradients cross between replicas"
+    )
+    shard: Literal["off", "on"] = flag(
+        "off", "on: replicas share float32 masters and moments"
     )
     on_overflow: Literal["log", "ignore", "blame", "stop"] = flag(
         "log", "a step is not finite: blame names the layer that was first"
@@ -93,7 +100,7 @@ def start(config: Any) -> "tf.distribute.Strategy":
     import keras
 
     from tfamp.distribute.strategy import get_strategy
-    from tfamp.precision.policy import set_precision
+    from tfamp.precision.policy import resolve_precision, set_precision
 
     options = {
         name: getattr(config, name)
@@ -102,7 +109,13 @@ def start(config: Any) -> "tf.distribute.Strategy":
     }
     strategy = get_strategy(config.strategy, **options)
     keras.utils.set_random_seed(config.seed)
-    print(f"precision {set_precision(config.precision)}")
+    path = getattr(config, "precision_map", "")
+    if path and config.precision not in ("auto", resolve_precision(path)):
+        raise InputError(
+            f"precision={config.precision} is not that of {path!r}, "
+            f"{resolve_precision(path)}; leave one of them out."
+        )
+    print(f"precision {set_precision(path or config.precision)}")
     return strategy
 
 

@@ -64,7 +64,9 @@ def build_model(config: Config) -> keras.Model:
     model.compile(
         # Scales the loss where the precision needs it, on all replicas alike.
         optimizer=tfamp.wrap_optimizer(
-            keras.optimizers.AdamW(config.learning_rate)
+            keras.optimizers.AdamW(config.learning_rate),
+            # --shard=on: replicas share its state.
+            shard=config.shard == "on",
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],

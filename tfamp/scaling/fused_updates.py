@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.scaling.shards import Shards
 
 _KERNEL_DTYPES = (tf.float32, tf.float64)
 
@@ -25,7 +26,9 @@ _SLOW_ADAM_SIZES = range(256, 65536)
 
 
 @contextlib.contextmanager
-def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+def fused_updates(
+    optimizer: keras.optimizers.Optimizer, shards: Shards | None = None
+) -> Iterator[None]:
     """Within it, `apply` updates each weight by one kernel where there is one.
 
     That is for dense gradients of float32 weights, with `Adam`, `AdamW` and
@@ -34,13 +37,17 @@ def fused_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
 
     Args:
         optimizer: built.
+        shards: what it was built on, where that is not the weights themselves:
+            it updates a piece as it would update the whole weight.
     """
     with contextlib.ExitStack() as stack:
         for each in keras_internals.single_optimizers(optimizer):
             kernel = _kernel_of(each)
-            if kernel is not None:
+            if kernel is not None or shards is not None:
                 stack.enter_context(
-                    keras_internals.update_replaced(each, _Update(each, kernel))
+                    keras_internals.update_replaced(
+                        each, _Update(each, kernel, shards)
+                    )
                 )
         yield
 
@@ -51,23 +58,35 @@ class _Update:
     Args:
         optimizer: with its settings and moments.
         kernel: called with the optimizer, the `tf.Variable`, its gradient and
-            the scalars of the step.
+            the scalars of the step; None for the optimizer's own update.
+        shards: where the variables are pieces.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, kernel: Callable):
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        kernel: Callable | None,
+        shards: Shards | None = None,
+    ):
         self._optimizer = optimizer
         self._kernel = kernel
+        self._shards = shards
         # They are the same for all variables on a device.
         self._scalars: dict[tuple, dict[str, tf.Tensor]] = {}
 
     def __call__(self, gradient, variable, learning_rate) -> None:
         optimizer = self._optimizer
-        if keras_internals.decays(optimizer, variable):
+        if self._decays(variable):
             dtype = variable.dtype
-            rate = tf.cast(learning_rate, dtype) * tf.cast(
-                optimizer.weight_decay, dtype
+            rate = tf.cast(learning_rate, dtype)
+            decay = tf.cast(optimizer.weight_decay, dtype)
+            variable.assign_sub(
+                # Where Keras updates whole weights it also decays them, and
+                # multiplies in this order.
+                variable * decay * rate
+                if self._kernel is None
+                else variable * (rate * decay)
             )
-            variable.assign_sub(variable * rate)
         if self._suits(gradient, variable):
             gradient = tf.cast(gradient, variable.dtype)
             scalars = self._scalars_for(variable, learning_rate)
@@ -77,13 +96,25 @@ class _Update:
                 optimizer, gradient, variable, learning_rate
             )
 
+    def _decays(self, variable) -> bool:
+        if self._shards is not None:
+            return self._shards.decays(variable)
+        return keras_internals.decays(self._optimizer, variable)
+
     def _suits(self, gradient, variable) -> bool:
-        if isinstance(gradient, tf.IndexedSlices):
+        # A piece is rounded as the whole weight is, which decides here.
+        if self._shards is None:
+            is_sparse = isinstance(gradient, tf.IndexedSlices)
+            size = variable.shape.num_elements()
+        else:
+            is_sparse = self._shards.is_sparse(variable)
+            size = self._shards.whole_size(variable)
+        if self._kernel is None or is_sparse:
             return False
         is_slow = (
             self._kernel is _adam
             and "CPU" in variable.device
-            and variable.shape.num_elements() in _SLOW_ADAM_SIZES
+            and size in _SLOW_ADAM_SIZES
         )
         return variable.dtype in _KERNEL_DTYPES and not is_slow
 

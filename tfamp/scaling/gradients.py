@@ -71,6 +71,7 @@ def unscale(
     overwrites: Sequence[bool],
     scale: tf.Tensor | None = None,
     clip_norm: float | None = None,
+    take: Callable[[Sequence[Gradient]], list[Gradient]] | None = None,
 ) -> tuple[tf.Tensor, list[Gradient]]:
     """Judges gradients, divides them by their scale, and clips them.
 
@@ -83,6 +84,8 @@ def unscale(
         scale: a power of two; None for 1.
         clip_norm: what the norm of all true gradients together is clipped to;
             None for no limit.
+        take: what of the gradients to go on with, where that is not all of
+            them: they are judged whole.
 
     Returns:
         Whether the step can be applied: a boolean scalar. It needs the sum of
@@ -109,6 +112,7 @@ def unscale(
         factor = clip if factor is None else factor * clip
     if any(overwrites):
         finite = tf.logical_and(finite, _each_is_finite(next_values))
+    gradients = gradients if take is None else take(gradients)
     if factor is None:
         return finite, list(gradients)
     return finite, [

@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfamp import keras_internals
+from tfamp.distribute.strategy import computes_on_gpus
 from tfamp.errors import InputError
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.scaling import moved_state
@@ -28,6 +29,7 @@ from tfamp.scaling.rule import (
     count_step,
     move_scale,
 )
+from tfamp.scaling.shards import Shards, check_can_shard
 
 # A true gradient of 2^39 still fits into float16 at the lowest of them.
 _INITIAL_WIRE_SCALE = 2.0**16
@@ -71,6 +73,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             again when the scale grows.
         dynamic: False keeps the scale at `initial_scale`; non-finite steps
             are skipped and counted all the same.
+        shard: each replica keeps and updates its part of the moments and of
+            the float32 weights only. For inner optimizers that act element by
+            element: Adam, AdamW, SGD, Lion and the like. The numbers stay the
+            same, to the bit; `tfamp.fit` then also keeps in 16 bits what the
+            model reads in 16 bits.
         name: name of the optimizer.
         **base_arguments: refused, as by Keras, with the advice to set them on
             `inner_optimizer`; their defaults occur in old saved configs.
@@ -85,10 +92,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             gradients cross between replicas.
         wrapped_for: the compute dtype that `wrap_optimizer` chose the scale
             for; None where the scale was chosen by hand.
+        shards: where the masters and moments are; None without `shard`, and
+            before the optimizer is built.
 
     Raises:
         InputError: for a scale or factor that is no power of two (only those
-            scale exactly), or bounds that contradict each other.
+            scale exactly), bounds that contradict each other, or an optimizer
+            that cannot work on a part of a weight.
     """
 
     def __init__(
@@ -102,6 +112,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         max_scale: float = 2.0**24,
         hysteresis: int = 1,
         dynamic: bool = True,
+        shard: bool = False,
         name: str | None = None,
         **base_arguments,
     ):
@@ -127,6 +138,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
         self.dynamic = dynamic
         check_rule(self.initial_scale, self.rule, dynamic)
+        if shard:
+            check_can_shard(inner_optimizer)
+        self.shard = shard
+        self.shards: Shards | None = None
         self._all_reduce_dtype: str | None = None
         self.wrapped_for: str | None = None
         # Replicas compute these alike, each for itself: aggregation "none".
@@ -179,17 +194,28 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "strategy.scope(), where the model is."
             )
         if not self.inner_optimizer.built:
-            # Built in a step that is traced, as by Model.fit, it would set its
-            # variables in that step: those of ScheduleFreeAdamW too late.
-            with (
-                contextlib.nullcontext()
-                if tf.distribute.has_strategy()
-                else tf.init_scope()
-            ):
-                self.inner_optimizer.build(var_list)
+            self._build_inner(var_list)
+        elif self.shard and self.shards is None:
+            raise InputError(
+                f"Optimizer {self.inner_optimizer.name!r} is built already, on "
+                "whole weights; give shard=True one that is not."
+            )
         # Keras's own LossScaleOptimizer.build would add its two variables
         # again; the base class only records the variables.
         super(keras.optimizers.LossScaleOptimizer, self).build(var_list)
+
+    def _build_inner(self, var_list: Sequence[keras.Variable]) -> None:
+        # Built in a step that is traced, as by Model.fit, it would set its
+        # variables in that step: those of ScheduleFreeAdamW too late.
+        with (
+            contextlib.nullcontext()
+            if tf.distribute.has_strategy()
+            else tf.init_scope()
+        ):
+            if self.shard:
+                self.shards = Shards(self.inner_optimizer, var_list)
+            else:
+                self.inner_optimizer.build(var_list)
 
     def scale_loss(self, loss):
         """`loss` times the scale, in float32: 16 bits cannot hold 65536."""
@@ -232,15 +258,32 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         overwrites = [
             keras_internals.overwrites_with_gradient(v) for v in variables
         ]
+        shards = self.shards
+        if shards is not None:
+            grads = shards.wide(grads, variables)
         reduced = gradients_lib.all_reduce(
             grads, overwrites, self.all_reduce_dtype
         )
+        weights, take = variables, None
+        if shards is not None:
+            take = functools.partial(shards.parts, weights=weights)
+        # A gradient that is clipped by its own norm is needed whole.
+        clips_each = shards is not None and self.inner_optimizer.clipnorm
         finite, unscaled = gradients_lib.unscale(
             reduced,
             overwrites,
             self.applied_scale,
             self._clip_norm,
+            take=None if clips_each else take,
         )
+        if shards is not None:
+            if clips_each:
+                unscaled = take(
+                    keras_internals.clipped(self.inner_optimizer, unscaled)
+                )
+            with tf.name_scope(moved_state.SCOPE_OF_OPTIMIZER):
+                shards.follow(weights)
+            variables = shards.masters_of(weights)
         keeps_state = not moved_state.is_kept_by_caller()
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             # XLA on GPUs, TPU: replicas run on their own; the flag is the
@@ -253,6 +296,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 functools.partial(self._apply_if_everywhere, keeps_state),
                 args=(finite, unscaled, variables),
             )
+        if shards is not None:
+            # Always, since no branch may hold a collective: after a skipped
+            # step they are what they were.
+            shards.publish(weights)
         if tf.executing_eagerly():
             put_back = moved_state.forget_noted(self)
             if not finite:
@@ -262,10 +309,28 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def finalize_variable_values(self, var_list) -> None:
         """Writes the moving averages (`use_ema`) into the model's weights."""
+        if self.shards is not None:
+            if self.inner_optimizer.use_ema:
+                self.shards.finalize()
+            return
         for optimizer in keras_internals.averaging_optimizers(
             self.inner_optimizer
         ):
             _overwrite_with_averages(optimizer)
+
+    def save_own_variables(self, store) -> None:
+        """Writes whole variables, also of an optimizer in shards."""
+        if self.shards is None:
+            super().save_own_variables(store)
+        else:
+            self.shards.save(self.variables, store)
+
+    def load_own_variables(self, store) -> None:
+        """Takes what an optimizer with or without shards has saved."""
+        if self.shards is None or len(store.keys()) != len(self.variables):
+            super().load_own_variables(store)
+        else:
+            self.shards.load(self.variables, store)
 
     def scale_for_float16_wire(self) -> None:
         """Turns dynamic scaling on, for gradients that cross in float16.
@@ -291,6 +356,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             "max_scale": rule.max_scale,
             "hysteresis": rule.hysteresis,
             "dynamic": self.dynamic,
+            "shard": self.shard,
         }
 
     def _add_counter(self, name: str, value: int) -> keras.Variable:
@@ -327,7 +393,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         def apply():
             with self._inner_prepared() as frequencies:
                 self.inner_optimizer.apply(gradients, variables)
-            _overwrite_with_averages_every(frequencies)
+            self._overwrite_with_averages_every(frequencies)
 
         tf.cond(finite, apply, lambda: moved_state.put_back(moved))
 
@@ -342,7 +408,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 strategy.extended.call_for_each_replica(
                     self.inner_optimizer.apply, args=(gradients, variables)
                 )
-            _overwrite_with_averages_every(frequencies)
+            self._overwrite_with_averages_every(frequencies)
 
         # The gradients were reduced, so that every replica's flag is this one.
         one_finite = strategy.experimental_local_results(finite)[0]
@@ -355,10 +421,25 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         with contextlib.ExitStack() as stack:
             enter = stack.enter_context
             enter(keras_internals.gradients_already_reduced(inner))
-            if self._clip_norm:
+            clips_each = self.shards is not None and inner.clipnorm
+            if self._clip_norm or clips_each:
                 enter(keras_internals.gradients_already_clipped(inner))
-            enter(fused_updates(inner))
+            enter(fused_updates(inner, self.shards))
+            if computes_on_gpus(tf.distribute.get_strategy()):
+                enter(keras_internals.schedules_on_host(inner))
             yield enter(keras_internals.average_overwrite_deferred(inner))
+
+    def _overwrite_with_averages_every(
+        self, frequencies: _EmaFrequencies
+    ) -> None:
+        for optimizer, frequency in frequencies:
+            tf.cond(
+                ops.equal(optimizer.iterations % frequency, 0),
+                functools.partial(_overwrite_and_constrain, optimizer)
+                if self.shards is None
+                else self.shards.overwrite_with_averages,
+                lambda: None,
+            )
 
     def _record(self, finite) -> None:
         """Moves the scale and the counters, in replica context."""
@@ -392,9 +473,9 @@ def wrap_optimizer(
         optimizer: a Keras optimizer, or its name.
         precision: "float32", "mixed_bfloat16", "mixed_float16" or "float8";
             None asks the global dtype policy.
-        **options: arguments of `LossScaleOptimizer`. They win over what the
-            precision suggests: dynamic scaling for mixed_float16, a fixed
-            scale of 1 otherwise.
+        **options: arguments of `LossScaleOptimizer`, as `shard=True`. They
+            win over what the precision suggests: dynamic scaling for
+            mixed_float16, a fixed scale of 1 otherwise.
 
     Returns:
         A `LossScaleOptimizer`.
@@ -442,7 +523,8 @@ def value_and_gradients(
     is that of the global batch, whether the mean is taken by `keras.ops.mean`,
     a Keras loss object or `compute_loss`, which are not divided by the number
     of replicas in there. Keras's masked and weighted means, and its sums, are
-    those of the global batch too.
+    those of the global batch too. `fit` knows how many rows each replica has;
+    elsewhere, and in a `tf.function` of the step's own, all count alike.
 
     Args:
         loss_fn: computes the loss, a scalar, from nothing.
@@ -484,16 +566,8 @@ def value_and_gradients(
         for variable in variables
     ]
     with gradients_scaled_by(optimizer):
-        return part.logged(loss), tape.gradient(scaled_loss, sources)
-
-
-def _overwrite_with_averages_every(frequencies: _EmaFrequencies) -> None:
-    for optimizer, frequency in frequencies:
-        tf.cond(
-            ops.equal(optimizer.iterations % frequency, 0),
-            functools.partial(_overwrite_and_constrain, optimizer),
-            lambda: None,
-        )
+        gradients = tape.gradient(scaled_loss, sources)
+    return part.logged(loss), gradients
 
 
 def _overwrite_and_constrain(optimizer: keras.optimizers.Optimizer) -> None:

@@ -84,7 +84,7 @@ class Part:
         self._is_mean = reduction == "mean"
         self.replicas = _replicas()
         rows = getattr(_known, "rows", None)
-        if rows is None or self.replicas == 1:
+        if rows is None or self.replicas == 1 or not _is_here(rows.here):
             self._share: Any = 1.0 / self.replicas
             self._counts: Any = None
             return
@@ -179,6 +179,18 @@ def _over_replicas(count: tf.Tensor) -> tf.Tensor:
             "A masked or weighted mean inside of a tf.function or tf.cond "
             "cannot be counted over replicas; compute the loss outside of it."
         ) from error
+
+
+def _is_here(tensor: tf.Tensor) -> bool:
+    """Whether it belongs to the graph that is being made.
+
+    A function of the user's own, traced once, would keep what it was given by
+    the first graph that called it.
+    """
+    if tf.executing_eagerly():
+        return True
+    graph = getattr(tensor, "graph", None)
+    return graph is tf.compat.v1.get_default_graph()
 
 
 def _replicas() -> int:

@@ -6,6 +6,7 @@ what makes XLA work under every strategy.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -15,10 +16,14 @@ import tensorflow as tf
 from tfamp import keras_internals
 from tfamp.checkpoint.frozen import frozen_weights
 from tfamp.distribute import reduction
-from tfamp.distribute.strategy import Share, split_evenly
+from tfamp.distribute.strategy import (
+    Share,
+    computes_on_gpus,
+    split_evenly,
+)
 from tfamp.layers.cross_entropy import sparse_cross_entropy
 from tfamp.scaling.backward import gradients_scaled_by
-from tfamp.scaling.gradients import Gradient
+from tfamp.scaling.gradients import Gradient, map_values
 from tfamp.scaling.moved_state import kept_by_caller
 from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.scaling.own_loss import rows_known
@@ -109,8 +114,14 @@ def train_step(
             scaled_loss = optimizer.scale_loss(
                 tf.cast(trained, tf.float32) * part
             )
+        sources = [keras_internals.stored(v) for v in variables]
         with gradients_scaled_by(optimizer):
-            gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+            gradients = tape.gradient(scaled_loss, sources)
+        gradients = [
+            # A weight that is kept in 16 bits is one of float32 all the same.
+            map_values(functools.partial(tf.cast, dtype=v.dtype), gradient)
+            for v, gradient in zip(variables, gradients, strict=True)
+        ]
         masks = tf.nest.map_structure(keras_internals.mask_of, outputs)
         return logged, outputs, masks, gradients
 
@@ -322,12 +333,19 @@ def _statistics(model: keras.Model) -> list[tf.Variable]:
     ]
 
 
-def remember(variables) -> Callable[[], None]:
-    """A function that gives the variables back the values they have now."""
+def remember(variables) -> Callable[..., None]:
+    """A function that gives the variables back the values they have now.
+
+    Called with `unless`, a boolean scalar, it does so where that is false, and
+    no one has to read it.
+    """
     values = [tf.convert_to_tensor(variable) for variable in variables]
 
-    def forget() -> None:
+    def forget(unless: tf.Tensor | None = None) -> None:
         for variable, value in zip(variables, values, strict=True):
+            if unless is not None:
+                now = tf.convert_to_tensor(variable)
+                value = tf.where(unless, now, value)
             variable.assign(value)
 
     return forget
@@ -386,6 +404,12 @@ def _update_metrics(
                 tf.where(counts, loss, 0.0),
                 sample_weight=tf.cast(tf.where(counts, rows, 0), tf.float32),
             )
+        elif computes_on_gpus(
+            tf.distribute.get_strategy()
+        ) and keras_internals.metrics_are_kerass(model):
+            # A branch would wait for the device.
+            update()
+            forget(unless=counts)
         else:
             tf.cond(counts, update, forget)
         return {}

@@ -26,13 +26,18 @@ _TOLERANCE, _TOLERANCE_OF_16_BITS, _TOLERANCE_OF_DROPOUT = 1e-4, 0.02, 0.2
 
 
 def plan_of(
-    model: keras.Model, dataset: tf.data.Dataset, pieces: int, training: bool
+    model: keras.Model,
+    element_spec: Any,
+    first: Callable[[], Any],
+    pieces: int,
+    training: bool,
 ) -> Plan | None:
     """What the terms of a model's loss are; None where nothing is split.
 
     Args:
         model: compiled and built.
-        dataset: batches; one is looked at where the loss must be tried.
+        element_spec: of its batches.
+        first: returns a batch, where the loss must be tried on one.
         pieces: of a global batch: replicas times microbatches.
         training: whether as in training.
 
@@ -41,22 +46,22 @@ def plan_of(
     """
     if pieces == 1:
         return None
-    trial = _Trial(model, dataset, training)
+    trial = _Trial(model, first, training)
     if model.run_eagerly:
-        trial.data = next(iter(dataset))
+        trial.data = first()
         found = trial.record(trial.data)
     else:
         with model.distribute_strategy.scope():
-            found = trial.trace(dataset.element_spec)
+            found = trial.trace(element_spec)
     return trial.decide(found)
 
 
 class _Trial:
     """One batch and its halves, passed through one model."""
 
-    def __init__(self, model, dataset, training):
+    def __init__(self, model, first, training):
         self.model = model
-        self.dataset = dataset
+        self.first = first
         self.training = training
         self.data: Any = None
         is_narrow = any(
@@ -127,7 +132,7 @@ class _Trial:
 
     def _take_batch(self) -> None:
         if self.data is None:
-            self.data = next(iter(self.dataset))
+            self.data = self.first()
         if int(split_evenly(self.data, 0, 1)[1]) == 1:
             # Two rows that are alike are halves too.
             self.data = tf.nest.map_structure(

@@ -53,7 +53,13 @@ def facts_of_epoch(
 
 
 def _name_of(loss: Any) -> str:
-    return str(getattr(loss, "name", getattr(loss, "__name__", loss)))
+    """Of one loss, or of all in a structure; addresses say nothing."""
+    names = []
+    for each in keras.tree.flatten(loss):
+        name = getattr(each, "name", None) or getattr(each, "__name__", None)
+        is_text = isinstance(each, str)
+        names.append(str(name or (each if is_text else type(each).__name__)))
+    return ", ".join(names)
 
 
 def _digest(parts: Sequence[str | bytes]) -> str:

@@ -98,6 +98,8 @@ class Batches:
             self.count is None
             and getattr(self._adapter, "enqueuer", None) is not None
         )
+        # A generator is not begun anew: what is looked at is not trained on.
+        self._to_look_at = self._first_alone() if self.is_once else None
         if is_multi_worker(strategy):
             self._check_workers(x, shuffle)
 
@@ -110,6 +112,29 @@ class Batches:
             self.dataset = changed
             count = int(changed.cardinality().numpy())
             self.count = None if count < 0 else count
+            if self._to_look_at is not None:
+                self._to_look_at = change(self._to_look_at)
+
+    def first(self) -> Any:
+        """A batch to look at; none is lost by it."""
+        dataset = self._to_look_at
+        return next(iter(self.dataset if dataset is None else dataset))
+
+    def _first_alone(self) -> tf.data.Dataset | None:
+        """The first batch of a generator; None where it is not dense."""
+        spec = self.dataset.element_spec
+        values = tf.nest.flatten(
+            keras_internals.first_of_generator(self._adapter)
+        )
+        specs = tf.nest.flatten(spec)
+        if not all(isinstance(each, tf.TensorSpec) for each in specs):
+            return None
+        tensors = [
+            tf.convert_to_tensor(value, each.dtype)
+            for value, each in zip(values, specs, strict=True)
+        ]
+        batch = tf.nest.pack_sequence_as(spec, tensors)
+        return tf.data.Dataset.from_tensors(batch)
 
     def warn_of_batch_size(self, name: str, batch_size: int | None) -> None:
         """Says that a batch size means nothing to what yields batches."""

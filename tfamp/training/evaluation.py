@@ -54,7 +54,6 @@ class Evaluator:
         # Callbacks that watch batches see each.
         self._watched = watched
         self._batches = distribute_batches(strategy, dataset)
-        self._dataset = dataset
         # Made when the model, its loss and metrics are built.
         self._loop: Loop | None = None
         # By a `test_step` of the model's own; nothing else was evaluated.
@@ -136,7 +135,10 @@ class Evaluator:
         strategy = model.distribute_strategy
         if type(model).test_step is keras.Model.test_step:
             replicas = strategy.num_replicas_in_sync
-            plan = plan_of(model, self._dataset, replicas, training=False)
+            spec = self._data.dataset.element_spec
+            plan = plan_of(
+                model, spec, self._data.first, replicas, training=False
+            )
             step = build.evaluation_step(model, strategy, plan)
         else:
             step = build.custom_evaluation_step(model, strategy, self._returned)

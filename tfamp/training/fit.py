@@ -24,6 +24,7 @@ from tfamp.errors import InputError
 from tfamp.overflow import watch
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.overflow.replay import Replay
+from tfamp.precision.layer_paths import walk
 from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.step import build
 from tfamp.step.terms import Plan
@@ -40,6 +41,7 @@ from tfamp.training import (
 )
 from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
+from tfamp.training.narrow_weights import in_16_bits
 from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
 
@@ -217,7 +219,8 @@ def fit(
     plan = None
     if not is_custom:
         pieces = strategy.num_replicas_in_sync * microbatches
-        plan = plan_of(model, dataset, pieces, training=True)
+        spec = dataset.element_spec
+        plan = plan_of(model, spec, batches.first, pieces, training=True)
     optimizers = _loss_scale_optimizers(model)
     scaled = wire.prepare(
         optimizers.values(), all_reduce_dtype, strategy, is_custom
@@ -238,7 +241,7 @@ def fit(
             "watching batches": hooks.watch_batches(callbacks, "train"),
             "jit": jit,
             "all_reduce_dtype": all_reduce_dtype,
-            "checkpoint_dir": checkpoint_dir,
+            "checkpoint_dir": checkpoint_dir is not None,
             "on_overflow": on_overflow,
         }
         facts = alike.facts_at_begin(model, dataset, arguments)
@@ -310,7 +313,8 @@ def fit(
     model.stop_training = False
     try:
         with worker_errors(), full_disks_told():
-            history = run.epochs(epochs, initial_epoch)
+            with in_16_bits(model, dataset.element_spec):
+                history = run.epochs(epochs, initial_epoch)
             if is_shown and run.leaves_averages and evaluator is not None:
                 # On all workers alike, whichever of them shows it.
                 results = evaluator.run(callbacks=False)
@@ -503,9 +507,18 @@ def _progress(
 def _loss_scale_optimizers(
     model: keras.Model,
 ) -> dict[str, LossScaleOptimizer]:
-    """By attribute: a model with its own `train_step` may hold several."""
-    return {
+    """By attribute: a model with its own `train_step` may hold several.
+
+    And so may layers that train themselves.
+    """
+    found = {
         name: value
         for name, value in vars(model).items()
         if isinstance(value, LossScaleOptimizer)
     }
+    for place in walk(model):
+        for name, value in vars(place.layer).items():
+            is_new = all(value is not each for each in found.values())
+            if isinstance(value, LossScaleOptimizer) and is_new:
+                found[f"{place.path}/{name}"] = value
+    return found

@@ -5,6 +5,7 @@ import contextlib
 import tensorflow as tf
 
 from tfamp.accumulation.trace import summing_in_float32
+from tfamp.distribute.strategy import computes_on_gpus, devices_of
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.step.build import Logs, Step
 
@@ -41,7 +42,9 @@ class Loop:
         self.steps = 0
         self.has_event = False
         self.graph: tf.Graph | None = None
-        with tf.device("CPU:0"):
+        # Where the rows of a batch are counted; the host looks at times only.
+        device = devices_of(strategy)[0]
+        with tf.device(device if computes_on_gpus(strategy) else "CPU:0"):
             # Survives the error that ends a dataset in the middle of a call.
             self._done = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
         self._logs: dict[str, tf.Variable] = {}

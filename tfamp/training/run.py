@@ -73,7 +73,9 @@ class Run:
         self._several_workers = number_of_workers(strategy) > 1
         self._first_batches = (
             FirstBatches()
-            if self._several_workers or checkpoints is not None
+            if (self._several_workers or checkpoints is not None)
+            # Hosts of a pod run no Python of this process.
+            and not isinstance(strategy, tf.distribute.TPUStrategy)
             else None
         )
         self._iterator: Iterator | None = None
@@ -219,10 +221,10 @@ class Run:
         if not begin.step:
             self._model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
-        if begin.step and self._checkpoints is not None:
-            # It was told so before, and what came of it was restored.
-            self._checkpoints.restore_again()
         self._data.begin_epoch()
+        if begin.step and self._checkpoints is not None:
+            # They were told so before, and what came of it was restored.
+            self._checkpoints.restore_again()
         if self._iterator is None:
             self._iterator = iter(self._distributed())
             self._steps_seen = 0

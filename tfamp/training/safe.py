@@ -13,7 +13,7 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
-from tfamp.layers.float8 import float8, has_float8
+from tfamp.layers.float8 import float8
 from tfamp.precision import keep_float32 as precision
 from tfamp.precision.policy import FLOAT8, last_precision, precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
@@ -110,15 +110,16 @@ def replace_scalers(model: keras.Model) -> None:
     Their `scale_loss` and `apply` are called as before; optimizers without a
     scaler stay, since such a step may know of no scale.
     """
-    for name, value in list(vars(model).items()):
-        if isinstance(
-            value, keras.optimizers.LossScaleOptimizer
-        ) and not isinstance(value, LossScaleOptimizer):
-            safe = _in_place_of(value)
-            if value is model.optimizer:
-                keras_internals.replace_optimizer(model, safe)
-            else:
-                setattr(model, name, safe)
+    for holder in [model, *keras_internals.all_layers(model)]:
+        for name, value in list(vars(holder).items()):
+            if isinstance(
+                value, keras.optimizers.LossScaleOptimizer
+            ) and not isinstance(value, LossScaleOptimizer):
+                safe = _in_place_of(value)
+                if value is model.optimizer:
+                    keras_internals.replace_optimizer(model, safe)
+                else:
+                    setattr(holder, name, safe)
 
 
 def _in_place_of(
@@ -155,11 +156,7 @@ def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
 def _use_float8(model: keras.Model) -> list[str]:
     """What `set_precision("float8")` asked of models built under it."""
     is_wanted = last_precision() == FLOAT8 == keras_internals.session_mark()
-    if (
-        not is_wanted
-        or precision_of(model) != "mixed_bfloat16"
-        or has_float8(model)
-    ):
+    if not is_wanted or precision_of(model) != "mixed_bfloat16":
         return []
     try:
         layers = float8(model)

@@ -136,7 +136,7 @@ def test_a_trial_that_fails_for_another_reason_is_no_answer(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precisions=float32,float8"], "Unknown precision 'float8'"),
+        (["--precisions=float32,float4"], "Unknown precision 'float4'"),
         (["--precisions=float32,auto"], "'auto' cannot be compared"),
         (["--precisions=mixed_bfloat16"], "lacks float32"),
         (["--precisions=float32,float32"], "named twice"),

@@ -181,6 +181,24 @@ def no_loss_scaling(fix, _):
     return recompiled(compiled(optimizer), optimizer, fix)
 
 
+def float16_wire(fix, _):
+    keras.config.set_dtype_policy("float32")
+    optimizer = tfamp.wrap_optimizer("sgd")
+    optimizer.all_reduce_dtype = "float16"
+    return recompiled(compiled(optimizer), optimizer, fix)
+
+
+def stock_float8(fix, _):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+
+    def build_model():
+        return chain(*(layers.Dense(WIDTH) for _ in range(3)), head())
+
+    model = build_model()
+    model.layers[2].quantize("float8")
+    return paste(fix, build_model=build_model, model=model)["model"]
+
+
 def stock_loss_scaling(fix, _):
     optimizer = keras.optimizers.SGD()
     model = compiled(optimizer, auto_scale_loss=True)
@@ -318,6 +336,8 @@ PLANTS = {
         rounded_loss,
         rounded_metric,
         no_loss_scaling,
+        float16_wire,
+        stock_float8,
         stock_loss_scaling,
         double_loss_scaling,
         unscaled_train_step,

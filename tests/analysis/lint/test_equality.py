@@ -157,3 +157,15 @@ def test_an_optimizer_that_a_layer_holds_is_found():
     findings = lint(model, (X, np.zeros((1, 1), "float32")))
     (finding,) = [each for each in findings if each.rule == "no-loss-scaling"]
     assert "SGD does not scale" in finding.message
+
+
+def test_lint_leaves_no_mark_on_what_it_looked_at():
+    model = SelfTaught()
+    model(X)
+    model.compile(tfamp.wrap_optimizer("adam"), auto_scale_loss=False)
+    parts = [model, model.code, model.dense]
+    before = [(p.built, p.get_build_config()) for p in parts]
+    names = [set(vars(part)) for part in parts]
+    lint(model, (X[:, :4].repeat(2, 0), np.zeros((2, 1), "float32")))
+    assert [(p.built, p.get_build_config()) for p in parts] == before
+    assert [set(vars(part)) for part in parts] == names

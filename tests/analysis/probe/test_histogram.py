@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfamp.analysis.probe import format_losses, histogram
-from tfamp.analysis.probe.histogram import FORMAT_NAMES
+from tfamp.analysis.probe.histogram import FLOAT8_NAMES, FORMAT_NAMES
 from tfamp.formats import FORMATS, convert
 
 
@@ -113,6 +113,24 @@ def test_shares_at_every_scale_are_those_of_casting_each_value(name):
         assert row[1] == kinds.count("subnormal") / 4000
         assert row[3] == kinds.count("overflow") / 4000
         assert math.isclose(row.sum(), 1)
+
+
+@pytest.mark.parametrize("name", FLOAT8_NAMES)
+@pytest.mark.parametrize("largest", [1.0, 1.7, 1.99])
+def test_what_8_bits_lose_at_a_tensors_own_scale(name, largest):
+    rng = np.random.default_rng(1)
+    values = np.exp2(rng.uniform(-60, -20, 2000)).astype(np.float32)
+    values[0] = largest * 2.0**-20
+    counted = histogram.of_array(values)
+    scale, shares = format_losses.float8_shares(counted, name)
+    wanted = 2.0 ** np.floor(np.log2(FORMATS[name].max / values.max()))
+    assert scale == wanted
+    kinds = [
+        convert(float(value) * scale, FORMATS[name]).kind for value in values
+    ]
+    assert shares.zero == kinds.count("zero") / 2000
+    assert shares.subnormal == kinds.count("subnormal") / 2000
+    assert shares.overflow == 0
 
 
 def test_values_that_are_zero_or_not_finite_take_no_share():

@@ -173,7 +173,7 @@ def test_environment_of_a_run_names_its_replicas_and_its_commit():
     }
 
 
-@pytest.mark.parametrize("name", ["bench", "parity", "probe"])
+@pytest.mark.parametrize("name", ["bench", "parity", "probe", "tune"])
 def test_a_schema_is_one_and_turns_down_a_record_without_a_field(
     name, fits_schema
 ):

@@ -39,6 +39,10 @@ _CONVOLUTIONS = {
 }
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase")
+_DTYPES_16 = (
+    tf.float16.as_datatype_enum,
+    tf.bfloat16.as_datatype_enum,
+)
 _LOOPS = ("While", "StatelessWhile")
 # Products inside of them cannot be seen.
 _OPAQUE = ("CudnnRNN", "CudnnRNNV3")
@@ -58,11 +62,13 @@ class Product:
         widths: the last dimension of each operand and of the result, whose
             elements lie side by side in memory; none for a depthwise
             convolution, which no matrix unit computes.
+        is_16_bit: whether its operands are float16 or bfloat16.
     """
 
     operation: str
     flops: int
     widths: tuple[int, ...]
+    is_16_bit: bool = False
 
 
 def products_of_step(
@@ -100,7 +106,10 @@ def products_of_step(
         lambda spec: _with_rows(spec, rows // replicas), element_spec
     )
     traced = tf.function(one_step, autograph=False)
-    with strategy.scope():
+    with (
+        strategy.scope(),
+        keras_internals.additional_losses_in_float32(model),
+    ):
         graph = traced.get_concrete_function(specs).graph
     return products_of_graph(graph)
 
@@ -216,7 +225,9 @@ def _product(node, inputs, result) -> Product:
     is_depthwise = "Depthwise" in node.op
     # A vector among the inputs is the shape of a gradient.
     operands = [s for s in known if len(s) > 1 and not is_depthwise]
-    return Product(node.op, flops, tuple(shape[-1] for shape in operands))
+    widths = tuple(shape[-1] for shape in operands)
+    kind = node.attr["Ta" if "Ta" in node.attr else "T"].type
+    return Product(node.op, flops, widths, kind in _DTYPES_16)
 
 
 def _flops_of_convolution(operation, inputs, result) -> int:

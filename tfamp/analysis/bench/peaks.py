@@ -59,7 +59,8 @@ def published_peak(
 
     Args:
         device_name: as `tfamp.detect_hardware` gives it.
-        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        precision: "float32", "mixed_bfloat16" or "mixed_float16"; of
+            "float8", products and all else, no vendor gives one figure.
         tf32: whether float32 products may be rounded to TF32, where the
             device does that.
 
@@ -68,7 +69,7 @@ def published_peak(
     """
     for pattern, peak in _PEAKS.items():
         if re.search(pattern, device_name, re.IGNORECASE):
-            rate = getattr(peak, precision.removeprefix("mixed_"))
+            rate = getattr(peak, precision.removeprefix("mixed_"), None)
             if precision == "float32" and tf32 and peak.tf32:
                 rate = peak.tf32
             return rate and rate * _TERA

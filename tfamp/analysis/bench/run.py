@@ -99,7 +99,7 @@ def measure(recipe, config, args) -> dict[str, Any]:
     from tfamp.analysis.bench.clock import StepTimer
     from tfamp.analysis.bench.feed import Feed
     from tfamp.analysis.bench.product_rate import product_rate
-    from tfamp.precision.policy import precision_of
+    from tfamp.precision.policy import compute_dtype_of, precision_of
 
     if args.tf32 == "off":
         tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -114,7 +114,6 @@ def measure(recipe, config, args) -> dict[str, Any]:
     _train(recipe, config, timer, feed.change)
     model = timer.model
     is_cpu = not tf.config.list_physical_devices("GPU")
-    dtype = args.precision.removeprefix("mixed_")
     result = {
         "precision": args.precision,
         "trained_precision": precision_of(model),
@@ -124,7 +123,7 @@ def measure(recipe, config, args) -> dict[str, Any]:
         **timer.figures(),
         "peak_memory_bytes": peak[0],
         "resident_bytes_before": before if is_cpu else None,
-        "product_rate": product_rate(dtype),
+        "product_rate": product_rate(compute_dtype_of(args.precision)),
     }
     return result | (_flops(model, feed) if args.count_flops else {})
 

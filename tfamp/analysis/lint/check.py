@@ -17,6 +17,7 @@ from tfamp.analysis.lint import (
     layers,
     losses,
     outputs,
+    own_losses,
     ranges,
     replicas,
     scaling,
@@ -46,6 +47,7 @@ _GROUPS = (
     losses,
     scaling,
     replicas,
+    own_losses,
     layers,
 )
 

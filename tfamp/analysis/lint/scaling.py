@@ -42,25 +42,49 @@ FLOAT16_WIRE = Rule(
     "Gradients cross between replicas in float16 and the loss is not scaled: "
     "those below 2^-24 are 0.",
 )
+STOCK_FLOAT8 = Rule(
+    "stock-float8",
+    "Keras's float8 scales tensors by what they were two steps before, and in "
+    "float16 its scales underflow: gradients are 0.",
+)
 RULES = (
     NO_LOSS_SCALING,
     FLOAT16_WIRE,
+    STOCK_FLOAT8,
     STOCK_LOSS_SCALING,
     DOUBLE_LOSS_SCALING,
     UNSCALED_TRAIN_STEP,
     CLIPPED_SCALED_GRADIENTS,
 )
 
+_UNDERFLOW = "; in float16 they underflow: gradients are 0."
 _CLIPPING = re.compile(r"(^|/)(clip_by_|global_norm)")
 
 
 def check(view: View) -> Iterator[Finding]:
     """Findings about loss scaling."""
+    yield from _check_stock_float8(view)
     for optimizer in view.optimizers:
         yield from _check_wrapping(view, optimizer)
         if view.step is not None:
             use = view.step.uses[id(optimizer)]
             yield from _check_use(view.step.graph, optimizer, use)
+
+
+def _check_stock_float8(view: View) -> Iterator[Finding]:
+    for place in view.places:
+        if getattr(place.layer, "quantization_mode", None) == "float8":
+            is_float16 = place.layer.compute_dtype == "float16"
+            yield Finding(
+                STOCK_FLOAT8.name,
+                ERROR if is_float16 else WARNING,
+                place.path,
+                "Keras's float8 is two steps late, and its scales stay 1 "
+                "where training=True is forgotten"
+                + (_UNDERFLOW if is_float16 else "."),
+                "model = build_model()  # without quantize('float8')\n"
+                "tfamp.float8(model)",
+            )
 
 
 def float16_layers(view: View) -> list[str]:
@@ -157,6 +181,9 @@ def _check_wire(scaler) -> Iterator[Finding]:
             "scale is fixed at 1: those below 2^-24 are lost.",
             "optimizer = tfamp.LossScaleOptimizer(\n"
             "    optimizer.inner_optimizer, min_scale=2.0**-24\n"
+            ")\n"
+            "model.compile(\n"
+            "    optimizer, loss=loss, metrics=metrics, auto_scale_loss=False\n"
             ")",
         )
 

@@ -48,10 +48,14 @@ class StepTrace:
     Attributes:
         graph: the operations, backward pass included.
         uses: by the optimizers' ids.
+        divided: what Keras made ready to add up over replicas.
+        inputs: the batch.
     """
 
     graph: Graph
     uses: dict[int, OptimizerUse]
+    divided: tuple[Node, ...] = ()
+    inputs: tuple[Node, ...] = ()
 
 
 def trace_step(
@@ -74,10 +78,12 @@ def trace_step(
     scopes = scopes_of(places)
     with untouched(model, places), scratch_graph() as graph:
         data = keras.tree.map_structure(placeholder, batch)
+        divided: list[tf.Tensor] = []
         with (
             keras_internals.loss_and_metrics_unbuilt(model),
             marked(model, places, []),
             noted(optimizers) as notes,
+            keras_internals.divisions_noted(divided),
         ):
             try:
                 logs = model.train_step(data)
@@ -91,12 +97,14 @@ def trace_step(
             id(each): _use(each, note, graph, read)
             for each, note in zip(optimizers, notes, strict=True)
         }
+        divisions = tuple(map(read.node_of, tensors_of(divided, graph)))
+        inputs = tuple(map(read.node_of, tensors_of(data, graph)))
         ends = tensors_of(logs, graph)
         for note in notes:
             ends += tensors_of((note.gradients, note.scaled_losses), graph)
         if ends:
             read.keep_alive(map(read.node_of, ends), ())
-    return StepTrace(read, uses)
+    return StepTrace(read, uses, divisions, inputs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,13 +16,15 @@ COLORS = {
     "float32": "#000000",
     "mixed_bfloat16": "#0072B2",
     "mixed_float16": "#D55E00",
+    "float8": "#009E73",
 }
 MARKERS = {
     "float32": "o",
     "mixed_bfloat16": "s",
     "mixed_float16": "^",
+    "float8": "D",
 }
-MORE_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MORE_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
 # Inches. Two narrow plots stand side by side on a wide screen.
 WIDE = 7.0

@@ -14,6 +14,7 @@ _LINES: dict[str, dict[str, Any]] = {
     "float32": {"ls": "-", "lw": 4.0, "alpha": 0.3},
     "mixed_bfloat16": {"ls": "-", "lw": 0.9, "alpha": 0.8},
     "mixed_float16": {"ls": (0, (2, 2)), "lw": 0.9, "alpha": 0.8},
+    "float8": {"ls": (0, (4, 1, 1, 1)), "lw": 0.9, "alpha": 0.8},
 }
 
 Record = Mapping[str, Any]

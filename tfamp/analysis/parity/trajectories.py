@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tfamp.formats import FORMATS
+from tfamp.precision.policy import FLOAT8, compute_dtype_of
 
 # Step (from 1) -> its loss; None where the loss was not finite.
 Losses = Mapping[int, float | None]
@@ -46,7 +47,9 @@ class Divergence:
 
 def epsilon_of(precision: str) -> float:
     """The spacing from 1 to 2 of what a precision computes in."""
-    return FORMATS[precision.removeprefix("mixed_")].epsilon
+    if precision == FLOAT8:
+        return FORMATS["float8_e4m3fn"].epsilon
+    return FORMATS[compute_dtype_of(precision)].epsilon
 
 
 def compare(reference: Losses, other: Losses, epsilon: float) -> Divergence:

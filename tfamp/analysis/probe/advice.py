@@ -113,11 +113,7 @@ def advise(
             None,
         )
     in_16_bits = [t for t in tensors if not t.is_float32]
-    large = _with_takers(
-        _layers(t for t in in_16_bits if _output_overflows(t, "float16")),
-        _layers(in_16_bits),
-        fed or {},
-    )
+    large = overflowing_layers(tensors, fed or {})
     gradients = [t for t in in_16_bits if t.is_scaled and t.layer not in large]
     costs = scale_costs(gradients)
     if np.isinf(costs).all():
@@ -155,6 +151,23 @@ def advise(
         limit = _largest(gradients)
         reason += f"; {limit.label} leaves no headroom for more"
     return Advice("mixed_float16", scale, (*large, *lossy), reason + ".", scale)
+
+
+def overflowing_layers(
+    tensors: Sequence[ProbedTensor], fed: Mapping[str, Collection[str]]
+) -> tuple[str, ...]:
+    """The first rule: what no loss scale keeps within float16.
+
+    Args:
+        tensors: that were measured, in the order of the step.
+        fed: by layer, the layers that take what it returns.
+    """
+    in_16_bits = [t for t in tensors if not t.is_float32]
+    return _with_takers(
+        _layers(t for t in in_16_bits if _output_overflows(t, "float16")),
+        _layers(in_16_bits),
+        fed,
+    )
 
 
 def scale_costs(gradients: Sequence[ProbedTensor]) -> np.ndarray:

@@ -34,6 +34,9 @@ _FATES = {
 }
 
 
+_FLOAT8_END = 0.75
+
+
 @dataclasses.dataclass(frozen=True)
 class Shares:
     """What becomes of the values that are finite and not zero.
@@ -89,6 +92,32 @@ def overflows(
     """
     exponents = [exponent + headroom for exponent in SCALE_EXPONENTS]
     return _counts(histogram, format_name, exponents)[:, 3] > 0
+
+
+def float8_shares(
+    histogram: Histogram, format_name: str
+) -> tuple[float, Shares]:
+    """What 8 bits lose of a tensor at the scale that `tfamp.float8` gives it.
+
+    Args:
+        histogram: of the values.
+        format_name: one of `histogram.FLOAT8_NAMES`.
+
+    Returns:
+        The scale: the largest power of two at which the largest value is no
+        larger than that of the format; below it by 2 where the histogram
+        cannot tell. And the shares; none overflows.
+    """
+    exponents, cells = np.nonzero(histogram.normal_cells)
+    if not exponents.size:
+        return 1.0, Shares(0.0, 0.0, 0.0, 0.0)
+    top = exponents.max()
+    begin = CELL_BEGINS[cells[exponents == top].max()] / 2**MANTISSA_BITS
+    # Both largest numbers are 1.75 times a power of two.
+    largest = math.frexp(FORMATS[format_name].max)[1] - 1
+    power = largest - (MIN_EXPONENT + int(top)) - int(begin >= _FLOAT8_END)
+    row = _shares(histogram, format_name, [power])[0]
+    return 2.0**power, Shares(*map(float, row))
 
 
 def _shares(histogram, format_name, scale_exponents) -> np.ndarray:

@@ -17,10 +17,11 @@ from tfamp.formats import FORMATS
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# What the histograms can tell the fate of. float8 rounds differently (its
-# largest number is no power of two less one spacing), and would need cells of
-# its own.
+# What the histograms can tell the fate of.
 FORMAT_NAMES = ("float16", "bfloat16")
+# Of these, what is lost at the small end; their largest numbers are no powers
+# of two less one spacing, and would need cells of their own.
+FLOAT8_NAMES = ("float8_e4m3fn", "float8_e5m2")
 
 MANTISSA_BITS = FORMATS["float32"].mantissa_bits
 _EXPONENTS = 2 ** FORMATS["float32"].exponent_bits
@@ -39,7 +40,7 @@ def _code_edges() -> tuple[int, ...]:
     # half a spacing below it: its largest numbers to inf. The largest
     # subnormals have one bit less, and round up to the smallest normal.
     edges = set()
-    for name in FORMAT_NAMES:
+    for name in (*FORMAT_NAMES, *FLOAT8_NAMES):
         below = MANTISSA_BITS - FORMATS[name].mantissa_bits
         edges |= {below - 1, below}
     return (0, *sorted(edges), MANTISSA_BITS, MANTISSA_BITS + 1)

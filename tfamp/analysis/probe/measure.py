@@ -52,6 +52,27 @@ def probe(
     """
     preconditions.check_counts({"steps": steps})
     probe_steps.prepare(model, dataset)
+    tensors, counted = counted_in_float32(model, dataset, steps)
+    return ProbeReport(
+        model=model.name,
+        steps=counted.steps,
+        tensors=tensors,
+        advice=advise(tensors, counted.fed),
+        policy_paths=_policy_paths(model, counted.histograms),
+        unseen_layers=_unseen(model, counted.histograms),
+    )
+
+
+def counted_in_float32(
+    model: keras.Model, dataset: tf.data.Dataset, steps: int
+) -> tuple[tuple[ProbedTensor, ...], probe_steps.Counted]:
+    """Counts what passes in some steps; the model is as before afterwards.
+
+    Args:
+        model: prepared.
+        dataset: global batches.
+        steps: how many of them, at most.
+    """
     in_16_bits = probe_steps.layers_in_16_bits(model)
     in_float32 = {
         part.path
@@ -76,14 +97,7 @@ def probe(
         ProbedTensor(*name, histogram, is_float32=name.layer in in_float32)
         for name, histogram in counted.histograms.items()
     )
-    return ProbeReport(
-        model=model.name,
-        steps=counted.steps,
-        tensors=tensors,
-        advice=advise(tensors, counted.fed),
-        policy_paths=_policy_paths(model, counted.histograms),
-        unseen_layers=_unseen(model, counted.histograms),
-    )
+    return tensors, counted
 
 
 def _policy_paths(

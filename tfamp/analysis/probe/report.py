@@ -36,7 +36,12 @@ import numpy as np
 from tfamp.analysis.page import environment
 from tfamp.analysis.probe import format_losses
 from tfamp.analysis.probe.advice import Advice, ProbedTensor
-from tfamp.analysis.probe.histogram import FORMAT_NAMES, MIN_EXPONENT, Histogram
+from tfamp.analysis.probe.histogram import (
+    FLOAT8_NAMES,
+    FORMAT_NAMES,
+    MIN_EXPONENT,
+    Histogram,
+)
 from tfamp.analysis.probe.observed import Observation
 from tfamp.files.output import make_folder, output_folder, write_atomically
 
@@ -180,6 +185,18 @@ def _tensor_record(tensor: ProbedTensor) -> dict[str, Any]:
             name: _losses_record(histogram, name, tensor.is_scaled)
             for name in FORMAT_NAMES
         },
+        "float8": {
+            name: _float8_record(histogram, name) for name in FLOAT8_NAMES
+        },
+    }
+
+
+def _float8_record(histogram: Histogram, format_name: str) -> dict[str, float]:
+    scale, shares = format_losses.float8_shares(histogram, format_name)
+    return {
+        "scale": scale,
+        "zero": round(shares.zero, 6),
+        "subnormal": round(shares.subnormal, 6),
     }
 
 

@@ -95,7 +95,7 @@ def counting(
         step: how to run the steps.
     """
     counter = Counter(model, step)
-    with _one_optimizer_for_all(model), counter.attached(), graph_calls(model):
+    with one_optimizer_for_all(model), counter.attached(), graph_calls(model):
         yield _counting(model, counter)
 
 
@@ -275,7 +275,7 @@ def _counting(
 
 
 @contextlib.contextmanager
-def _one_optimizer_for_all(model: keras.Model) -> Iterator[None]:
+def one_optimizer_for_all(model: keras.Model) -> Iterator[None]:
     """Within it the optimizer is as `tfamp.fit` would make it.
 
     One that scales by itself, or not at all, is wrapped; the wrapper does not

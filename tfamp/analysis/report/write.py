@@ -1,7 +1,7 @@
 """`report.html`: what was found about a recipe, on one page that opens offline.
 
 The page is made anew from the JSON beside it: `parity.json`, `bench.json`,
-`probe.json`, and the logs of a run (`run.json`, `metrics.jsonl`,
+`probe.json`, `tune.json`, and the logs of a run (`run.json`, `metrics.jsonl`,
 `scale.jsonl`), whichever lie in the folder.
 """
 
@@ -35,7 +35,8 @@ def write(output_dir: str | os.PathLike) -> pathlib.Path:
     """Writes `report.html` into a folder, from the results in it.
 
     Args:
-        output_dir: that a recipe, `tfamp parity`, `bench` or `probe` wrote.
+        output_dir: that a recipe or `tfamp parity`, `bench`, `probe` or `tune`
+            wrote.
 
     Returns:
         The page's path.
@@ -153,7 +154,18 @@ def _probe(record: Mapping[str, Any]) -> Part:
     return probe_part.part(record)
 
 
-_ANALYSES = {"parity": _parity, "bench": _bench, "probe": _probe}
+def _tune(record: Mapping[str, Any]) -> Part:
+    from tfamp.analysis.tune import part as tune_part
+
+    return tune_part.part(record)
+
+
+_ANALYSES = {
+    "parity": _parity,
+    "bench": _bench,
+    "probe": _probe,
+    "tune": _tune,
+}
 
 
 def _named(folders):

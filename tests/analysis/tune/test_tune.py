@@ -1,0 +1,280 @@
+"""Which layers need float32: planted, and found by measurement."""
+
+import json
+import math
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+import tfamp
+from tfamp import cli
+from tfamp.analysis.report import write
+
+
+class Cancel(layers.Layer):
+    """Adds 300 and takes it away: bfloat16 rounds the rest away."""
+
+    def call(self, x):
+        shift = ops.cast(300.0, x.dtype)
+        return (x + shift) - shift
+
+
+class Gain(layers.Layer):
+    """Between two of them numbers are beyond float16's range."""
+
+    def __init__(self, factor, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, x):
+        return x * ops.cast(self.factor, x.dtype)
+
+
+def sequence(*planted):
+    """A classifier with something in the middle of it."""
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(16, activation="tanh", name="first"),
+            *planted,
+            layers.Dense(16, activation="tanh", name="second"),
+            layers.Dense(4, name="logits"),
+        ],
+        name="network",
+    )
+
+
+def data(batches=3, rows=16):
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(size=(batches * rows, 8)).astype("float32")
+    y = numbers.integers(0, 4, batches * rows)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(
+        rows, drop_remainder=True
+    )
+
+
+def compiled(build, strategy=None):
+    keras.utils.set_random_seed(1)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model = build()
+        model.compile(
+            keras.optimizers.Adam(0.01),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    return model
+
+
+def tune(model, precision="mixed_bfloat16", **options):
+    return tfamp.tune(model, data(), precision=precision, **options)
+
+
+def state_of(model):
+    return [np.asarray(variable) for variable in model.variables]
+
+
+@pytest.fixture(scope="module")
+def cancelled():
+    """A model with a cancellation, its state before tuning, and a report."""
+    model = compiled(lambda: sequence(Cancel(name="planted")))
+    before = state_of(model)
+    policies = [layer.dtype_policy.name for layer in model.layers]
+    return model, before, policies, tune(model)
+
+
+def test_a_cancellation_in_bfloat16_is_put_back_and_nothing_else(cancelled):
+    _, _, _, report = cancelled
+    assert report.float32_layers == ("planted",)
+    assert report.scores["planted"] == max(report.scores.values())
+    (none, everything), (layer, error) = report.path
+    assert (none, layer) == (None, "planted")
+    assert error <= report.limit < everything
+    # Not only behind the switch, but in the model as it runs.
+    assert report.costs["all"]["error"] == pytest.approx(everything, rel=0.05)
+    assert report.costs["tuned"]["error"] == pytest.approx(error, rel=0.2)
+    assert not report.unseen_error
+
+
+def test_sensitivities_add_in_squares(cancelled):
+    _, _, _, report = cancelled
+    predicted = math.hypot(*report.scores.values())
+    assert predicted == pytest.approx(report.path[0].error, rel=0.2)
+
+
+def test_the_model_is_bit_for_bit_as_before(cancelled):
+    model, before, policies, _ = cancelled
+    assert [layer.dtype_policy.name for layer in model.layers] == policies
+    for value, former in zip(state_of(model), before, strict=True):
+        np.testing.assert_array_equal(value, former)
+    assert type(model.optimizer) is keras.optimizers.Adam
+    assert "call" not in vars(model.get_layer("planted"))
+
+
+def test_the_map_gives_a_model_its_precisions(cancelled, tmp_path):
+    _, _, _, report = cancelled
+    wanted = ["bfloat16", "float32", "bfloat16", "bfloat16"]
+    report.save(tmp_path / "tune.json")
+    other = compiled(lambda: sequence(Cancel(name="planted")))
+    report.apply(other)
+    assert [layer.compute_dtype for layer in other.layers] == wanted
+    assert tfamp.set_precision(tmp_path / "tune.json") == "mixed_bfloat16"
+    built = compiled(lambda: sequence(Cancel(name="planted")))
+    assert [layer.compute_dtype for layer in built.layers] == wanted
+    assert np.isfinite(tfamp.fit(built, data(), verbose=0).history["loss"][0])
+
+
+def test_a_model_without_a_tuned_layer_is_refused(cancelled):
+    _, _, _, report = cancelled
+    other = compiled(sequence)
+    with pytest.raises(tfamp.InputError, match="no layer 'planted'"):
+        report.apply(other)
+    assert {layer.compute_dtype for layer in other.layers} == {"float32"}
+
+
+def test_the_json_fits_its_schema_and_makes_a_page(
+    cancelled, tmp_path, fits_schema
+):
+    _, _, _, report = cancelled
+    report.save(tmp_path / "tune.json")
+    record = json.loads((tmp_path / "tune.json").read_text())
+    fits_schema(record)
+    assert record["scores"][0]["layer"] == "planted"
+    assert record["narrow_shares"] == {"all": 1, "tuned": 1}
+    page = write.write(tmp_path).read_text()
+    assert "with 1 layer in float32: planted" in page
+
+
+def test_as_many_other_layers_put_back_do_not_mend(cancelled):
+    _, _, _, report = cancelled
+    others = [layer for layer in report.scores if layer != "planted"]
+    chosen = random.Random(0).choice(others)
+    rest = [v for layer, v in report.scores.items() if layer != chosen]
+    assert math.hypot(*rest) > report.limit
+
+
+@pytest.mark.long
+def test_both_ends_of_a_range_fault_in_float16_are_put_back():
+    model = compiled(
+        lambda: sequence(Gain(1e6, name="up"), Gain(1e-6, name="down"))
+    )
+    report = tune(model, "mixed_float16")
+    assert set(report.float32_layers) == {"up", "down"}
+    assert report.scores["up"] == math.inf
+    assert report.path[0].error == math.inf
+    assert report.path[-1].error <= report.limit
+    assert report.loss_scale > 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_of_a_sound_model_no_layer_is_put_back(precision):
+    report = tune(compiled(sequence), precision)
+    assert report.float32_layers == ()
+    assert len(report.path) == 1
+
+
+class Block(layers.Layer):
+    """Layers, and a cancellation in the code around them."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = layers.Dense(16, name="inner")
+        self.dropout = layers.Dropout(0.2, name="dropout")
+
+    def call(self, x, training=False):
+        self.add_loss(1e-3 * ops.mean(ops.square(x)))
+        shift = ops.cast(300.0, x.dtype)
+        return self.dropout(self.inner((x + shift) - shift), training=training)
+
+
+class Subclassed(keras.Model):
+    """Its own train_step, blocks in it, batch statistics, a nested model."""
+
+    def __init__(self):
+        super().__init__(name="subclassed")
+        self.first = layers.Dense(
+            16, activity_regularizer=keras.regularizers.L2(1e-3), name="first"
+        )
+        self.norm = layers.BatchNormalization(name="norm")
+        self.block = Block(name="block")
+        self.head = keras.Sequential(
+            [layers.Dense(4, name="logits")], name="head"
+        )
+        self.unused = layers.ReLU(name="unused")
+
+    def call(self, x, training=False):
+        x = self.norm(self.first(x), training=training)
+        return self.head(self.block(x, training=training))
+
+    def train_step(self, batch):
+        x, y = batch
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+            loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+def test_blocks_of_somebody_and_own_train_steps():
+    def build():
+        model = Subclassed()
+        model(np.zeros((16, 8), "float32"))
+        return model
+
+    model = compiled(build)
+    model.optimizer.build(model.trainable_variables)
+    before = state_of(model)
+    report = tune(model)
+    # Its own code, not the layers in it.
+    assert report.float32_layers == ("block",)
+    assert {"subclassed", "block/inner", "head/logits"} <= {*report.scores}
+    assert report.unseen_layers == ("unused",)
+    assert report.path[-1].error <= report.limit
+    for value, former in zip(state_of(model), before, strict=True):
+        np.testing.assert_array_equal(value, former)
+    report.apply(model)
+    assert model.block.compute_dtype == "float32"
+    assert model.block.inner.compute_dtype == "bfloat16"
+
+
+def test_scores_on_two_replicas_are_those_on_one(mirrored, cancelled):
+    _, _, _, report = cancelled
+    model = compiled(lambda: sequence(Cancel(name="planted")), mirrored(2))
+    other = tune(model)
+    assert other.float32_layers == report.float32_layers
+    assert other.noise == pytest.approx(report.noise, rel=1e-4)
+    for layer, score in report.scores.items():
+        # The gradient of each half of the rows is rounded by itself.
+        assert other.scores[layer] == pytest.approx(score, rel=0.1), layer
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 1}, "steps"),
+        ({"budget": 0}, "budget=0"),
+        ({"precision": "float8"}, "float8"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, match):
+    with pytest.raises(tfamp.InputError, match=match):
+        tfamp.tune(compiled(sequence), data(), **options)
+
+
+def test_formats_that_cannot_be_tuned_are_refused(capsys):
+    arguments = ["tune", "recipes.digits", "--formats=float8", "--output_dir=x"]
+    assert cli.main(arguments) == 2
+    assert "expected bfloat16 or float16" in capsys.readouterr().err
+
+
+def test_what_is_no_map_is_refused(tmp_path):
+    path = tmp_path / "tune.json"
+    for text in ("", "[]", '{"schema": "tfamp.bench/1"}', None):
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises(tfamp.InputError, match="Precision map"):
+            tfamp.set_precision(str(path))

@@ -1,0 +1,142 @@
+"""A file of any precision, loaded in any precision."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+import tfamp
+from tfamp.precision.policy import PRECISIONS, precision_of
+
+ROWS = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+LABELS = np.arange(16) % 3
+
+
+def trained(precision):
+    with tfamp.precision_scope(precision):
+        model = keras.Sequential(
+            [
+                keras.Input([4]),
+                keras.layers.Dense(8, "relu"),
+                keras.layers.LayerNormalization(),
+                keras.layers.Dense(3, "softmax"),
+            ]
+        )
+        model.compile("adam", "sparse_categorical_crossentropy")
+        tfamp.fit(model, ROWS, LABELS, batch_size=8, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("saved_in", PRECISIONS)
+def test_weights_moments_and_outputs_are_the_same(saved_in, tmp_path):
+    model = trained(saved_in)
+    model.save(tmp_path / "model.keras")
+    reference = np.float64(model.predict_on_batch(ROWS))
+
+    for precision in PRECISIONS:
+        loaded = tfamp.load_model(tmp_path / "model.keras", precision)
+
+        assert precision_of(loaded) == precision
+        assert keras.config.dtype_policy().name == "float32"
+        for before, after in zip(model.weights, loaded.weights, strict=True):
+            assert after.dtype == "float32"
+            np.testing.assert_array_equal(before, after)
+        moments = loaded.optimizer.inner_optimizer.variables
+        for before, after in zip(
+            model.optimizer.inner_optimizer.variables, moments, strict=True
+        ):
+            np.testing.assert_array_equal(before, after)
+        outputs = loaded(ROWS)
+        assert outputs.dtype == "float32"
+        np.testing.assert_allclose(outputs, reference, atol=0.03)
+        expected = 1.0
+        if precision == "mixed_float16":
+            was = model.optimizer.dynamic_scale
+            expected = was if saved_in == precision else 2.0**16
+        assert loaded.optimizer.dynamic is (precision == "mixed_float16")
+        assert float(loaded.optimizer.dynamic_scale) == expected
+        steps = int(loaded.optimizer.iterations)
+        history = tfamp.fit(loaded, ROWS, LABELS, batch_size=8, verbose=0)
+        (skipped,) = history.history["skipped_steps"]
+        assert int(loaded.optimizer.iterations) == steps + 2 - skipped
+        assert np.isfinite(history.history["loss"][0])
+
+
+def test_float32_computes_as_a_model_built_in_it(tmp_path):
+    model = trained("mixed_bfloat16")
+    model.save(tmp_path / "model.keras")
+    plain = keras.Sequential(
+        [
+            keras.Input([4]),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.LayerNormalization(),
+            keras.layers.Dense(3, "softmax"),
+        ]
+    )
+    plain.set_weights(model.get_weights())
+
+    loaded = tfamp.load_model(tmp_path / "model.keras", "float32")
+
+    np.testing.assert_array_equal(loaded(ROWS), plain(ROWS))
+
+
+def test_a_layer_that_was_put_into_float32_stays_so(tmp_path):
+    with tfamp.precision_scope("mixed_float16"):
+        model = keras.Sequential(
+            [
+                keras.Input([4]),
+                keras.layers.Dense(8),
+                keras.layers.Dense(2, dtype="float32", name="head"),
+            ]
+        )
+    model.save(tmp_path / "model.keras")
+
+    loaded = tfamp.load_model(tmp_path / "model.keras", "mixed_bfloat16")
+
+    assert loaded.layers[0].compute_dtype == "bfloat16"
+    assert loaded.get_layer("head").compute_dtype == "float32"
+
+
+def test_policies_by_path_are_renamed_too(tmp_path):
+    policies = keras.dtype_policies.DTypePolicyMap(
+        default_policy="mixed_float16"
+    )
+    policies["dense"] = keras.DTypePolicy("float32")
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(8)])
+    model.save(tmp_path / "model.keras")
+    file = tmp_path / "model.keras"
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    config["config"]["layers"][1]["config"]["dtype"] = (
+        keras.saving.serialize_keras_object(policies)
+    )
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+    loaded = tfamp.load_model(file, "mixed_bfloat16")
+
+    found = loaded.layers[0].dtype_policy
+    assert found.default_policy.name == "mixed_bfloat16"
+    assert found["dense"].name == "float32"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "words"),
+    [
+        ("bfloat16", "float32", "has layers in bfloat16; only a model in"),
+        ("float32", "mixed_float8", "Unknown precision 'mixed_float8'"),
+        ("float32", "float8", "then call tfamp.float8"),
+    ],
+)
+def test_what_cannot_be_is_refused(dtype, precision, words, tmp_path):
+    model = keras.Sequential(
+        [keras.Input([4]), keras.layers.Dense(1, dtype=dtype)]
+    )
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(tfamp.InputError, match=words):
+        tfamp.load_model(tmp_path / "model.keras", precision)

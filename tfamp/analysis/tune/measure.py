@@ -1,0 +1,235 @@
+"""Tuning: the layers that must compute in float32, by measurement.
+
+The sensitivity of a layer is the relative error of the whole gradient where
+that layer alone computes in 16 bits. Sensitivities add in squares, so the
+layers go back to float32 from the most sensitive on, and the error of the rest
+is measured after each, until it is a small share of what a gradient differs
+by from batch to batch anyway.
+"""
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfamp import keras_internals
+from tfamp.analysis.probe import measure as probe_measure
+from tfamp.analysis.probe import steps as probe_steps
+from tfamp.analysis.probe.advice import overflowing_layers
+from tfamp.analysis.tune.cost import costs_of, narrow_shares
+from tfamp.analysis.tune.gradient import Gradients, gradients_of
+from tfamp.analysis.tune.report import PathStep, TuneReport
+from tfamp.analysis.tune.switch import Switch
+from tfamp.analysis.tune.units import Unit, kept_layers, units_of
+from tfamp.errors import InputError
+from tfamp.precision.policy import precision_of, resolve_precision
+from tfamp.training import preconditions
+
+PRECISIONS = ("mixed_bfloat16", "mixed_float16")
+_SCALES = tuple(2.0**i for i in range(16, 0, -2))
+# Powers of two by which later gradients may exceed what was measured.
+_HEADROOM = 2.0
+
+
+def tune(
+    model: keras.Model,
+    dataset: tf.data.Dataset,
+    *,
+    steps: int = 4,
+    budget: float = 0.1,
+    precision: str = "auto",
+) -> TuneReport:
+    """Finds which layers of a model need float32 beside others in 16 bits.
+
+    Gradients of training steps are measured under the model's strategy, as
+    `tfamp.fit` would compute them, also with a `train_step` of the model's
+    own: in float32, with each layer alone in 16 bits, and with all layers but
+    those that were put back. One step is traced, in which each layer computes
+    in either precision.
+
+    Afterwards the model is bit for bit as before, as after `tfamp.probe`.
+
+    Another precision draws other random numbers, which is no error: layers
+    with a `keras.random.SeedGenerator` (dropout, noise) are measured by
+    rounding what they take and return. Draws without one count as errors.
+
+    Args:
+        model: compiled. Layers that are in float32 while others are in 16 bits
+            stay so.
+        dataset: global batches, as for `tfamp.fit`.
+        steps: batches to measure on; at least 2.
+        budget: the error that is allowed, as a share of the gradient's noise:
+            of how far the gradient of one batch is from the mean of all.
+        precision: "mixed_bfloat16" or "mixed_float16"; "auto" for the model's
+            own, or if it is in float32 what `tfamp.recommend` says, and where
+            that is float32 as well "mixed_bfloat16".
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: for a model or data that cannot be used.
+    """
+    preconditions.check_counts({"steps": steps}, least=2)
+    if not 0 < budget < float("inf"):
+        raise InputError(f"budget={budget} must be a number above 0.")
+    precision = _resolved(precision, model)
+    probe_steps.prepare(model, dataset)
+    began = time.perf_counter()
+    units = units_of(model)
+    if not units:
+        raise InputError(f"Model {model.name!r} has no layer to tune.")
+    kept = [part.path for part in kept_layers(model).values()]
+    overflowing: tuple[str, ...] = ()
+    if precision == "mixed_float16":
+        tensors, counted = probe_measure.counted_in_float32(
+            model, dataset, steps
+        )
+        overflowing = overflowing_layers(tensors, counted.fed)
+    switch = Switch(units, keras.dtype_policies.get(precision))
+    with (
+        probe_steps.unchanged(model),
+        probe_steps.computing_in("float32", keras_internals.all_layers(model)),
+        gradients_of(model, dataset, steps, switch, len(units)) as gradients,
+    ):
+        limit = budget * gradients.noise
+        if gradients.repeat_error > limit / 2:
+            raise InputError(
+                "The same step in float32 gives gradients that differ by "
+                f"{gradients.repeat_error:.2g}, more than half of the error "
+                f"of {limit:.2g} that is allowed: a random operation without "
+                "a Keras seed. Give it a keras.random.SeedGenerator."
+            )
+        called = sorted(switch.called)
+        found = _search(
+            gradients,
+            called,
+            _units_of_paths(units, model, overflowing) & set(called),
+            limit,
+            has_range=precision == "mixed_bfloat16",
+        )
+        everything = _layers(units, called)
+        tuned = _layers(units, set(called) - set(found.reasons))
+        costs = costs_of(
+            gradients,
+            precision,
+            everything=everything,
+            tuned=tuned,
+            scale=found.scale,
+        )
+    shares = narrow_shares(
+        model, dataset, precision, {"all": everything, "tuned": tuned}
+    )
+    return TuneReport(
+        model=model.name,
+        precision=precision,
+        steps=gradients.batches,
+        budget=budget,
+        noise=gradients.noise,
+        scores={units[i].path: found.scores[i] for i in called},
+        path=tuple(
+            PathStep(None if i is None else units[i].path, error)
+            for i, error in found.path
+        ),
+        reasons={units[i].path: why for i, why in found.reasons.items()},
+        loss_scale=found.scale,
+        costs=costs,
+        narrow_shares=shares,
+        unseen_layers=tuple(
+            unit.path for i, unit in enumerate(units) if i not in called
+        ),
+        policy_paths={unit.path: tuple(unit.policy_paths) for unit in units},
+        kept_paths=tuple(dict.fromkeys(kept)),
+        runs=gradients.runs,
+        seconds=time.perf_counter() - began,
+    )
+
+
+@dataclasses.dataclass
+class _Found:
+    """What the search came to; units by index, None for none.
+
+    Attributes:
+        scores: of each unit alone.
+        path: what was put back, and the error of the rest, in order.
+        reasons: why, of each that was put back.
+        scale: the loss scale that all was measured at.
+    """
+
+    scores: dict[int, float]
+    path: list[tuple[int | None, float]]
+    reasons: dict[int, str]
+    scale: float
+
+
+def _search(
+    gradients: Gradients,
+    called: Sequence[int],
+    overflowing: Collection[int],
+    limit: float,
+    has_range: bool,
+) -> _Found:
+    scores, scale = {i: gradients.error([i]) for i in called}, 1.0
+    if not has_range:
+        # No scale helps where a layer alone leaves the range without one.
+        sound = [i for i in called if np.isfinite(scores[i])]
+        scale = next(
+            (s for s in _SCALES if np.isfinite(gradients.error(sound, s))),
+            _HEADROOM,
+        )
+        scale /= _HEADROOM
+        scores |= {i: gradients.error([i], scale) for i in sound}
+    reasons: dict[int, str] = {}
+    order = sorted(called, key=lambda i: (i in overflowing, scores[i]))
+    error = gradients.error(called, scale)
+    path: list[tuple[int | None, float]] = [(None, error)]
+    while order and (error > limit or order[-1] in overflowing):
+        i = order.pop()
+        if i in overflowing:
+            reasons[i] = "its output, or what it takes, is beyond the range"
+        elif not np.isfinite(scores[i]):
+            reasons[i] = "the gradient is not finite where it is in 16 bits"
+        else:
+            reasons[i] = (
+                f"alone in 16 bits it moves the gradient by {scores[i]:.2g}"
+            )
+        error = gradients.error(order, scale)
+        path.append((i, error))
+    return _Found(scores, path, reasons, scale)
+
+
+def _layers(
+    units: Sequence[Unit], chosen: Iterable[int]
+) -> list[keras.layers.Layer]:
+    return [layer for i in chosen for layer in units[i].layers]
+
+
+def _units_of_paths(units: Sequence[Unit], model, paths) -> set[int]:
+    """The units that hold the layers at these paths."""
+    layers = {id(each) for each in probe_steps.layers_at(model, paths)}
+    return {
+        i
+        for i, unit in enumerate(units)
+        if any(id(layer) in layers for layer in unit.layers)
+    }
+
+
+def default_precision() -> str:
+    """What `tfamp.recommend` says; bfloat16 where that is float32."""
+    recommended = resolve_precision("auto")
+    return PRECISIONS[0] if recommended == "float32" else recommended
+
+
+def _resolved(precision: str, model: keras.Model) -> str:
+    if precision == "auto":
+        own = precision_of(model)
+        return default_precision() if own == "float32" else own
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision={precision!r} cannot be tuned; expected "
+            f"{' or '.join(PRECISIONS)}."
+        )
+    return resolve_precision(precision)

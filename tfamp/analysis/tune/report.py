@@ -1,0 +1,242 @@
+"""What tuning found: scores, the path, the map, and their JSON.
+
+`tune.json`, schema `tfamp.tune/1`; numbers that are not finite are null:
+
+- `model`, `precision` (of what is not in float32), `steps` (batches measured
+  on), `budget`, `noise` (of the gradient between batches, relative to its
+  length), `limit` (their product: the error that is allowed), `loss_scale`.
+- `scores`: `layer` and `score`, the relative error of the whole gradient with
+  that layer alone in 16 bits; the most sensitive first.
+- `path`: `layer` (null for none) that was put back to float32, and the `error`
+  with all others in 16 bits.
+- `float32_layers`: `layer` and `reason`.
+- `costs`: of `float32`, `all` in 16 bits, and `tuned`: `error`, and
+  `milliseconds` of a forward and a backward pass, of the model as it runs.
+- `narrow_shares`: null, or the share of the operations of matrix products that
+  are in 16 bits, for `all` and `tuned`.
+- `unseen_layers`: those that a step did not call.
+- `dtype_policy_map`: the config of a `keras.dtype_policies.DTypePolicyMap`.
+- `policy_paths`: by layer, how that map knows it and the layers in it.
+- `runs`, `seconds`: what it took.
+- `environment`: device, versions, command and time.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+
+from tfamp.analysis.page import environment
+from tfamp.analysis.tune.cost import Cost
+from tfamp.analysis.tune.units import units_of
+from tfamp.errors import InputError
+from tfamp.files.output import make_folder, output_folder, write_atomically
+from tfamp.precision.keep_float32 import forget_traces
+
+SCHEMA = "tfamp.tune/1"
+
+
+class PathStep(NamedTuple):
+    """A layer that was put back, None for none, and the error of the rest."""
+
+    layer: str | None
+    error: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TuneReport:
+    """What `tfamp.tune` found.
+
+    Attributes:
+        model: the model's name.
+        precision: of the layers that are not in float32.
+        steps: batches that were measured on.
+        budget: the error that is allowed, as a share of the noise.
+        noise: how far the gradient of one batch is from the mean of all,
+            relative to its length.
+        scores: by path of a layer, the relative error of the whole gradient
+            where it alone computes in 16 bits; inf where that is not finite.
+        path: the layers put back to float32, in order, and the error with all
+            others in 16 bits; the first entry has none.
+        reasons: by path of a layer put back, why.
+        loss_scale: at which float16 was measured; 1 for bfloat16.
+        costs: of "float32", "all" in 16 bits and "tuned": the `error` and the
+            `milliseconds` of a forward and a backward pass.
+        narrow_shares: of "all" and "tuned": the share of the products'
+            operations that are in 16 bits; None where they cannot be counted.
+        unseen_layers: paths of layers that a step did not call.
+        policy_paths: by path, how a `DTypePolicyMap` knows the layers.
+        kept_paths: how it knows those that were in float32 before.
+        runs: steps that were run.
+        seconds: that it took.
+    """
+
+    model: str
+    precision: str
+    steps: int
+    budget: float
+    noise: float
+    scores: Mapping[str, float]
+    path: tuple[PathStep, ...]
+    reasons: Mapping[str, str]
+    loss_scale: float
+    costs: Mapping[str, Cost]
+    narrow_shares: Mapping[str, float] | None
+    unseen_layers: tuple[str, ...]
+    policy_paths: Mapping[str, tuple[str, ...]]
+    kept_paths: tuple[str, ...]
+    runs: int
+    seconds: float
+
+    @property
+    def float32_layers(self) -> tuple[str, ...]:
+        """Paths of the layers to compute in float32, the worst first."""
+        return tuple(self.reasons)
+
+    @property
+    def limit(self) -> float:
+        """The relative error of the gradient that is allowed."""
+        return self.budget * self.noise
+
+    @property
+    def unseen_error(self) -> bool:
+        """Whether the model as it runs errs more than its layers do.
+
+        What it computes outside of them cannot be put back by a layer.
+        """
+        error = self.costs["tuned"]["error"]
+        return error > max(2 * self.path[-1].error, self.limit)
+
+    @property
+    def reason(self) -> str:
+        """What was found, in words."""
+        error, limit = self.path[0].error, self.limit
+        text = (
+            f"With all layers in {self.precision} the gradient is off by "
+            f"{_percent(error)}; batches differ by {_percent(self.noise)}, and "
+            f"{self.budget:g} of that, {_percent(limit)}, is allowed. "
+        )
+        kept = len(self.reasons)
+        if kept:
+            text += (
+                f"With {kept} {'layer' if kept == 1 else 'layers'} of "
+                f"{len(self.scores)} in float32 it is off by "
+                f"{_percent(self.path[-1].error)}."
+            )
+        else:
+            text += "No layer needs float32."
+        if self.unseen_error:
+            text += (
+                " The model as it runs is off by "
+                f"{_percent(self.costs['tuned']['error'])}: what it computes "
+                "outside of its layers makes the difference; "
+                "tfamp.keep_float32(model, operations=True) may help."
+            )
+        return text
+
+    def dtype_policy_map(self) -> keras.dtype_policies.DTypePolicyMap:
+        """The choice as Keras takes it.
+
+        `keras.config.set_dtype_policy(report.dtype_policy_map())` before the
+        model is built anew, with the same names of model and layers; or
+        `tfamp.set_precision("tune.json")`, which does that.
+        """
+        policy_map = keras.dtype_policies.DTypePolicyMap(
+            keras.dtype_policies.get(self.precision)
+        )
+        paths = [p for each in self.reasons for p in self.policy_paths[each]]
+        for path in dict.fromkeys([*self.kept_paths, *paths]):
+            policy_map[path] = keras.dtype_policies.get("float32")
+        return policy_map
+
+    def apply(self, model: keras.Model) -> None:
+        """Gives the layers of a built model the precisions that were found.
+
+        Args:
+            model: the one that was tuned, or another with its layers.
+
+        Raises:
+            InputError: it lacks one of them; it is as it was then.
+        """
+        units = {unit.path: unit for unit in units_of(model)}
+        for path in self.policy_paths:
+            if path not in units:
+                (near,) = difflib.get_close_matches(path, units, 1, 0) or ("",)
+                raise InputError(
+                    f"Model {model.name!r} has no layer {path!r}, which was "
+                    f"tuned; the nearest is {near!r}."
+                )
+        for path in self.policy_paths:
+            is_float32 = path in self.reasons
+            for layer in units[path].layers:
+                layer.dtype_policy = keras.dtype_policies.get(
+                    "float32" if is_float32 else self.precision
+                )
+        forget_traces(model)
+
+    def record(self) -> dict[str, Any]:
+        """The report as JSON holds it; see this module's docstring."""
+        order = sorted(self.scores, key=self.scores.__getitem__, reverse=True)
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "precision": self.precision,
+            "steps": self.steps,
+            "budget": self.budget,
+            "noise": self.noise,
+            "limit": self.limit,
+            "loss_scale": self.loss_scale,
+            "reason": self.reason,
+            "scores": [
+                {"layer": each, "score": _finite(self.scores[each])}
+                for each in order
+            ],
+            "path": [
+                {"layer": each.layer, "error": _finite(each.error)}
+                for each in self.path
+            ],
+            "float32_layers": [
+                {"layer": layer, "reason": why}
+                for layer, why in self.reasons.items()
+            ],
+            "costs": {
+                name: {key: _finite(value) for key, value in cost.items()}
+                for name, cost in self.costs.items()
+            },
+            "narrow_shares": self.narrow_shares and dict(self.narrow_shares),
+            "unseen_layers": list(self.unseen_layers),
+            "dtype_policy_map": keras.dtype_policies.serialize(
+                self.dtype_policy_map()
+            ),
+            "policy_paths": {
+                path: list(paths) for path, paths in self.policy_paths.items()
+            },
+            "runs": self.runs,
+            "seconds": self.seconds,
+            "environment": environment.describe(),
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the report as JSON.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        path = pathlib.Path(path).expanduser()
+        make_folder(output_folder(path.parent))
+        text = json.dumps(self.record(), indent=1, allow_nan=False)
+        write_atomically(path, text + "\n")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if math.isfinite(share) else "not finite"

@@ -1,0 +1,117 @@
+"""What a `.keras` file says of precision, said of another.
+
+A file names a dtype policy for each layer and the numbers of the loss scale.
+Weights are in float32 whatever the precision, so that nothing else of it
+depends on that.
+"""
+
+import io
+import json
+import os
+import zipfile
+from typing import Any, BinaryIO
+
+from tfamp.errors import InputError
+from tfamp.precision.policy import PRECISIONS
+
+_CONFIG = "config.json"
+_MIXED = tuple(name for name in PRECISIONS if name != "float32")
+# As `wrap_optimizer` makes it without 16-bit gradients.
+_FIXED_SCALE = {"dynamic": False, "initial_scale": 1.0}
+
+
+def recast(
+    path: str | os.PathLike, precision: str, initial_scale: float
+) -> BinaryIO:
+    """A `.keras` file, in memory, that says of each layer another precision.
+
+    Layers that the file has in float32 stay so where others are in 16 bits:
+    somebody chose it. Where all are in float32, all are given the precision.
+
+    Args:
+        path: the file.
+        precision: of `PRECISIONS`.
+        initial_scale: of a dynamic loss scale, where the precision has one.
+
+    Raises:
+        InputError: it holds layers in a precision of another kind, such as
+            weights in 16 bits.
+    """
+    target = io.BytesIO()
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(target, "w") as copy,
+    ):
+        for item in source.infolist():
+            content = source.read(item)
+            if item.filename == _CONFIG:
+                config = json.loads(content)
+                _rewrite(config, path, precision, initial_scale)
+                content = json.dumps(config).encode()
+            copy.writestr(item, content)
+    target.seek(0)
+    return target
+
+
+def _rewrite(config, path, precision, initial_scale):
+    policies = [
+        each["config"]
+        for each in _objects(config)
+        if each.get("class_name") == "DTypePolicy"
+    ]
+    maps = [
+        each["config"]
+        for each in _objects(config)
+        if each.get("class_name") == "DTypePolicyMap"
+    ]
+    names = {policy["name"] for policy in policies}
+    for each in maps:
+        names |= {_name(each["default_policy"])}
+        names |= {_name(policy) for policy in each["policy_map"].values()}
+    # Keras's dtype of a layer without a dtype, such as of strings.
+    other = names - {*PRECISIONS, None, "string", "int32", "int64", "bool"}
+    if other:
+        raise InputError(
+            f"{os.fspath(path)!r} has layers in {', '.join(sorted(other))}; "
+            f"only a model in {', '.join(PRECISIONS)} can be loaded in another "
+            "precision."
+        )
+    replaced = names & set(_MIXED) or {"float32"}
+
+    def renamed(name):
+        return precision if name in replaced else name
+
+    for policy in policies:
+        policy["name"] = renamed(policy["name"])
+    for each in maps:
+        # Policies that are objects were among those above.
+        if isinstance(each["default_policy"], str):
+            each["default_policy"] = renamed(each["default_policy"])
+        each["policy_map"] = {
+            layer: renamed(policy) if isinstance(policy, str) else policy
+            for layer, policy in each["policy_map"].items()
+        }
+    if replaced == {precision}:
+        return
+    for each in _objects(config.get("compile_config")):
+        if each.get("registered_name") == "tfamp>LossScaleOptimizer":
+            each["config"] |= (
+                {"dynamic": True, "initial_scale": initial_scale}
+                if precision == "mixed_float16"
+                else _FIXED_SCALE
+            )
+
+
+def _objects(value: Any):
+    """All dicts in it, the outer ones first."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _objects(each)
+
+
+def _name(policy: Any) -> Any:
+    """Of a policy that may be written as its name alone."""
+    return policy["config"]["name"] if isinstance(policy, dict) else policy
