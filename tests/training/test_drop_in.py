@@ -204,6 +204,22 @@ def test_callbacks_are_told_of_executions_as_by_keras():
     np.testing.assert_allclose(outputs, expected, rtol=1e-5)
 
 
+def test_workers_that_read_without_end_begin_each_epoch_anew():
+    class Endless(Batches):
+        @property
+        def num_batches(self):
+            return None
+
+    history = tfamp.fit(
+        build_model(),
+        Endless(workers=2),
+        steps_per_epoch=2,
+        epochs=3,
+        verbose=0,
+    )
+    assert len(history.history["loss"]) == 3
+
+
 def test_a_loss_without_targets_gets_one_line():
     with pytest.raises(tfamp.InputError, match="the data have no targets"):
         tfamp.fit(build_model(), X, verbose=0)

@@ -41,6 +41,8 @@ class Batches:
         steps: batches to take per epoch; None for all there are.
         count: batches that there are, or None where the data cannot tell.
         is_once: whether they can be gone through only once.
+        restarts: whether each epoch begins with the first batch, however many
+            steps it has: the workers of a `PyDataset` without end do.
 
     Raises:
         InputError: for what Keras does not take.
@@ -92,6 +94,10 @@ class Batches:
             )
         self.dataset = _with_none(dataset)
         self.count = self._adapter.num_batches
+        self.restarts = (
+            self.count is None
+            and getattr(self._adapter, "enqueuer", None) is not None
+        )
         # A generator is not begun anew: what is looked at is not trained on.
         self._to_look_at = self._first_alone() if self.is_once else None
         if is_multi_worker(strategy):
@@ -164,6 +170,8 @@ class Batches:
         """
         if self.steps is None:
             return epochs, steps
+        if self.restarts:
+            return 0, steps
         if self.count is None:
             return 0, epochs * self.steps + steps
         passes = seen = 0

@@ -380,7 +380,7 @@ class Run:
         if self._loop.steps == done == 0 and not is_stopped:
             raise InputError("The dataset ended before the first batch.")
         is_whole = data.steps is None or self._steps_seen == data.count
-        if is_whole or not has_more:
+        if is_whole or data.restarts or not has_more:
             self._iterator = None
         wanted = data.steps or data.count
         is_short = wanted is not None and done < wanted

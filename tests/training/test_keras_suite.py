@@ -1,7 +1,7 @@
 """Keras's own tests of fit, evaluate and predict, with tfamp in their place.
 
-They come with Keras, and run as they are: `plugin.py` gives them our
-functions. What differs is listed with its reason, and is no wrong number.
+They come with Keras, and run as they are: `keras_suite_plugin.py` gives them
+our functions. What differs is listed with its reason, and is no wrong number.
 """
 
 import os
@@ -48,7 +48,12 @@ def run(files, replicas, select=""):
         [
             sys.executable,
             *("-m", "pytest", "-q", "-rfE", "--tb=no", "-W", "ignore"),
-            *("-p", "tests.keras_suite.plugin", "-p", "no:cacheprovider"),
+            *(
+                "-p",
+                "tests.training.keras_suite_plugin",
+                "-p",
+                "no:cacheprovider",
+            ),
             *("-c", os.devnull, f"--rootdir={KERAS}"),
             *(["-k", select] if select else []),
             *map(str, files),
