@@ -88,7 +88,7 @@ def train_scaled(make_optimizer, batches, strategy, compiled=tf.function):
             rows = ROWS // replicas
             mine = x[context.replica_id_in_sync_group * rows :][:rows]
             _, gradients = tfamp.value_and_gradients(
-                lambda: mean_loss(weights, mine) / replicas, weights, optimizer
+                lambda: mean_loss(weights, mine), weights, optimizer
             )
             optimizer.apply(gradients, weights)
 
@@ -260,6 +260,7 @@ def test_sparse_gradients_train_as_dense_ones_and_stay_sparse(
                 lambda: tf.reduce_sum(tf.gather(table.value, rows) ** 2),
                 [table],
                 optimizer,
+                reduction="sum",
             )
             assert isinstance(gradients[0], tf.IndexedSlices)
             optimizer.apply(gradients, [table])
