@@ -71,6 +71,7 @@ def normals(*shape, seed=0):
     return tf.random.stateless_normal(shape, [seed, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
     mostly_long(

@@ -146,6 +146,7 @@ def test_a_run_leaves_a_picture_of_samples(first_run):
     assert picture.shape == (4 * (4 * 10 - 2), 4 * (16 * 10 - 2), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
     mostly_long(

@@ -183,6 +183,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_decays_to_zero(
     )
 
 
+@pytest.mark.slow
 def test_resnet50_has_the_parameters_of_the_paper(config):
     built = recipe.build_model(
         dataclasses.replace(config, model="resnet50", image_size=64)
@@ -194,6 +195,7 @@ def test_resnet50_has_the_parameters_of_the_paper(config):
     assert built.output_shape == (None, 10)
 
 
+@pytest.mark.slow
 def test_all_channels_but_those_of_input_and_output_are_multiples_of_8(config):
     for name in ("resnet_small", "resnet50"):
         model = recipe.build_model(dataclasses.replace(config, model=name))

@@ -21,6 +21,7 @@ def rules_of(model, batch=None):
     return {each.rule for each in lint(model, batch)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "name"),
     mostly_slow(
