@@ -120,7 +120,10 @@ def test_forward_passes_are_the_same_in_fit_and_in_evaluate(precision):
     scaled = layers.Dense(3072, use_bias=False, kernel_initializer="identity")
     model = keras.Model(inputs, Messages()(scaled(inputs)))
     model.compile(
-        tfamp.wrap_optimizer(keras.optimizers.SGD(0.0), precision),
+        # At a scale of 65536 the step would overflow, and not count.
+        tfamp.wrap_optimizer(
+            keras.optimizers.SGD(0.0), precision, initial_scale=1.0
+        ),
         lambda _, outputs: ops.cast(outputs, "float32")[:, 0],
         auto_scale_loss=False,
     )

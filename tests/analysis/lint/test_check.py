@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
-from tfamp.analysis.lint import replicas
+from tfamp.analysis.lint import own_losses, replicas
 from tfamp.analysis.lint.check import RULES
 
 WIDTH = 8
@@ -359,7 +359,11 @@ REPLICATED = ("-on-replicas", "clipping-before-reduction")
 
 
 def test_there_is_a_planted_mistake_for_every_rule():
-    assert list(PLANTS) == [rule.name for rule in RULES]
+    # Those of own losses are planted in test_own_losses.
+    elsewhere = {rule.name for rule in own_losses.RULES}
+    assert list(PLANTS) == [
+        rule.name for rule in RULES if rule.name not in elsewhere
+    ]
 
 
 def lint(planted):

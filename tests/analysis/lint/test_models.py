@@ -287,7 +287,9 @@ def test_the_model_and_the_random_state_are_bit_for_bit_as_before(
     assert (before["random"]["keras"] is None) == (not has_drawn)
     assert before["losses"]
     found = lint(model, (x, y))
-    assert {each.rule for each in found} == {"rounded-loss"}
+    # An activity regularizer is a sum, of which the step says nothing.
+    unknown = {"unknown-reduction"} if replicas > 1 else set()
+    assert {each.rule for each in found} == {"rounded-loss"} | unknown
     assert {each.layer for each in found} == {"", model.dense.name}
     assert state_of(model) == before
 
