@@ -154,7 +154,7 @@ def test_earlier_epochs_are_read_where_that_matters(pipeline):
     assert carries_state_between_epochs(make(pipeline))
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", mostly_slow([1, 2], always=[1]))
 def test_one_iterator_without_end_goes_on(replicas, mirrored):
     strategy = mirrored(replicas)
 

@@ -1,5 +1,6 @@
 """A run that was stopped, by whatever, goes on as if it had not been."""
 
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -14,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import mostly_long
+from tests.conftest import mostly_long, mostly_slow
 from tests.resumable_run import (
     BATCH,
     ROWS,
@@ -249,22 +250,26 @@ class TestInAnEpoch:
         steps = len(resumed_steps.told) - epochs
         assert steps == 3 * STEPS - stop_after + 1
 
-    @pytest.mark.parametrize("replicas", [1, 2])
+    @pytest.mark.parametrize("replicas", mostly_slow([1, 2], always=[1]))
     def test_all_goes_on_as_it_was(self, replicas, mirrored, tmp_path):
         self.check(tmp_path, stop_after=11, replicas=mirrored(replicas))
 
+    @pytest.mark.slow
     def test_validation_is_the_same(self, tmp_path):
         fixed = make_dataset().cache()
         self.check(tmp_path, stop_after=11, validation_data=fixed)
 
+    @pytest.mark.slow
     def test_data_without_end_go_on(self, tmp_path):
         self.check(
             tmp_path, stop_after=10, make_data=repeated, steps_per_epoch=STEPS
         )
 
+    @pytest.mark.slow
     def test_data_of_unknown_length_go_on(self, tmp_path):
         self.check(tmp_path, stop_after=9, make_data=of_unknown_length)
 
+    @pytest.mark.slow
     def test_after_its_last_step_only_its_end_is_left(
         self, tmp_path, monkeypatch
     ):
@@ -283,6 +288,7 @@ class TestInAnEpoch:
         assert_same_bits(state_of(resumed), state_of(whole))
         assert again == history
 
+    @pytest.mark.slow
     def test_skips_before_it_are_no_reason_to_stop(self, tmp_path):
         saved, _ = run(tmp_path, stop_after=11)
         skipped = int(saved.optimizer.skipped_steps.numpy())
@@ -301,6 +307,7 @@ class TestInAnEpoch:
 
 
 class TestAtTheEnd:
+    @pytest.mark.slow
     def test_a_finished_run_gives_the_same_weights_again(self, tmp_path):
         model, _ = run(tmp_path, epochs=2)
         for _ in range(2):
@@ -308,6 +315,7 @@ class TestAtTheEnd:
             assert not history
             assert_same_bits(state_of(again), state_of(model))
 
+    @pytest.mark.slow
     def test_a_finished_run_goes_on_to_more_epochs(self, tmp_path):
         """From its weights, not from the averages it ended with."""
         whole, history = run(None, epochs=3)
@@ -335,8 +343,12 @@ class TestAtTheEnd:
         run(tmp_path, epochs=2, make_data=from_python)
         assert not reads
 
-    @pytest.mark.parametrize("last", [False, True])
-    @pytest.mark.parametrize("best", [False, True])
+    @pytest.mark.parametrize(
+        ("best", "last"),
+        mostly_slow(
+            itertools.product([False, True], repeat=2), always=[(True, True)]
+        ),
+    )
     def test_one_that_early_stopping_ended_stays_so(
         self, best, last, tmp_path, warnings_of_absl
     ):
@@ -362,6 +374,7 @@ class TestAtTheEnd:
             "checkpoint_dir to train on."
         ]
 
+    @pytest.mark.slow
     def test_data_that_ended_begin_anew_where_they_would_have(self, tmp_path):
         """Epochs of 4 and 2 steps take turns, as 6 batches give them."""
         options = {"epochs": 4, "steps_per_epoch": 4}

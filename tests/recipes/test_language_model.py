@@ -352,6 +352,7 @@ def test_training_learns_more_than_how_frequent_each_byte_is(finished_run):
     )
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_samples_and_shows_the_first(finished_run):
     printed, output, _ = finished_run
     samples = (output / "samples.txt").read_text().split(f"\n{'=' * 80}\n")

@@ -72,6 +72,7 @@ def logits_of(paths, num_classes=5):
     return tf.one_hot(paths, num_classes, on_value=9.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
     mostly_long(

@@ -82,6 +82,7 @@ def with_updates(model, size=0.3):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "base_dtype", "num_devices"),
     mostly_long(

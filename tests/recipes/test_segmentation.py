@@ -37,6 +37,7 @@ def one_square(label):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
     mostly_long(

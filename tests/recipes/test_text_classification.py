@@ -155,6 +155,7 @@ def test_a_run_killed_in_either_phase_goes_on_there_and_ends_the_same(
     assert metrics == expected
 
 
+@pytest.mark.slow
 def test_the_phases_leave_their_logs_side_by_side(finished_run):
     _, metrics, _, output = finished_run
     for folder, epochs in ((output, 2), (output / "pretraining", 2)):

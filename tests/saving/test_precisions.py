@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tfamp
+from tests.conftest import mostly_slow
 from tfamp.precision.policy import PRECISIONS, precision_of
 
 ROWS = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -29,7 +30,9 @@ def trained(precision):
     return model
 
 
-@pytest.mark.parametrize("saved_in", PRECISIONS)
+@pytest.mark.parametrize(
+    "saved_in", mostly_slow(PRECISIONS, always=["mixed_bfloat16"])
+)
 def test_weights_moments_and_outputs_are_the_same(saved_in, tmp_path):
     model = trained(saved_in)
     model.save(tmp_path / "model.keras")
