@@ -430,7 +430,9 @@ def test_end_run_leaves_the_file_of_another_tool_alone(tmp_path, text):
     assert (tmp_path / "run.json").read_text() == text
 
 
-def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_record(
+    tmp_path, monkeypatch, warnings_of_absl
+):
     drive(callbacks.RunRecord(tmp_path), ends=False)
     before = (tmp_path / "run.json").read_bytes()
 
@@ -438,9 +440,9 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
-        run_record.end_run(tmp_path, "finished")
+    run_record.end_run(tmp_path, "finished")
     assert (tmp_path / "run.json").read_bytes() == before
+    assert "No space left on device" in warnings_of_absl[0]
 
 
 @pytest.fixture

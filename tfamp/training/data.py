@@ -18,6 +18,7 @@ from absl import logging
 from tfamp import keras_internals
 from tfamp.checkpoint.data_position import made_anew
 from tfamp.errors import InputError
+from tfamp.training.warning import warn
 
 # Datasets that a fit of this process has read from.
 _used: weakref.WeakSet[tf.data.Dataset] = weakref.WeakSet()
@@ -66,7 +67,7 @@ class Batches:
             )
         most = keras.config.max_steps_per_epoch()
         if most and (steps is None or most < steps):
-            warnings.warn(f"Limiting steps_per_epoch to {most}", stacklevel=4)
+            warn(f"Limiting steps_per_epoch to {most}")
             steps = most
         self.steps = steps
         self.is_once = isinstance(x, types.GeneratorType)
@@ -140,10 +141,9 @@ class Batches:
         """Says that a batch size means nothing to what yields batches."""
         is_array = keras_internals.is_array_adapter(self._adapter)
         if batch_size is not None and not is_array:
-            warnings.warn(
+            warn(
                 f"{name}={batch_size} is ignored: the data come in batches "
-                "already; choose their size where they are made.",
-                stacklevel=3,
+                "already; choose their size where they are made."
             )
 
     def note_use(self) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from tfamp.step.trial import plan_of
 from tfamp.training import preconditions
 from tfamp.training.data import Batches
 from tfamp.training.loop import Loop
+from tfamp.training.warning import warn
 
 _INPUT_PROBLEM = re.compile(
     rf"{INPUT_ERROR_MARK}.*|Received a label value of .*?\)"
@@ -98,10 +98,9 @@ class Evaluator:
         if not done:
             raise InputError("The dataset ended before the first batch.")
         if done < (self._data.steps or 0) and not model.stop_evaluating:
-            warnings.warn(
+            warn(
                 f"The data to evaluate on ended after {done} of "
-                f"{self._data.steps} steps.",
-                stacklevel=4,
+                f"{self._data.steps} steps."
             )
         logs = self._results()
         self._callbacks.on_test_end(logs)

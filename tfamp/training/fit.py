@@ -5,7 +5,6 @@ microbatches.
 """
 
 import os
-import warnings
 from collections.abc import Collection
 from typing import Any, Literal, overload
 
@@ -44,6 +43,7 @@ from tfamp.training.evaluation import Evaluator
 from tfamp.training.narrow_weights import in_16_bits
 from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
+from tfamp.training.warning import warn
 
 
 @ending_on_sigterm(if_given="checkpoint_dir")
@@ -437,7 +437,7 @@ def evaluate(
 def _capped(epochs: int) -> int:
     most = keras.config.max_epochs()
     if most and most < epochs:
-        warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
+        warn(f"Limiting epochs to {most}")
         return most
     return epochs
 

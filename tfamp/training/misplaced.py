@@ -1,7 +1,5 @@
 """What was called in the wrong place, said in one line by `fit`."""
 
-import warnings
-
 import keras
 import tensorflow as tf
 
@@ -14,6 +12,7 @@ from tfamp.precision.policy import (
     precision_of,
 )
 from tfamp.scaling.optimizer import LossScaleOptimizer
+from tfamp.training.warning import warn
 
 
 def check_scope(model: keras.Model) -> None:
@@ -49,7 +48,7 @@ def warn_of(model: keras.Model) -> None:
         or _overrides(model)
     )
     if message:
-        warnings.warn(f"Model {model.name!r} {message}", stacklevel=3)
+        warn(f"Model {model.name!r} {message}")
 
 
 def _strategy_unused(model: keras.Model) -> str | None:

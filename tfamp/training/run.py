@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Collection, Iterable, Iterator
 
 import keras
@@ -28,6 +27,7 @@ from tfamp.training.data import Batches
 from tfamp.training.evaluation import Evaluator, graph_calls, metrics_now
 from tfamp.training.loop import Loop
 from tfamp.training.pace import Clock, Pace
+from tfamp.training.warning import warn
 
 # What a killed run loses at most, where an epoch takes longer.
 SECONDS_BETWEEN_SAVES = 300
@@ -386,11 +386,10 @@ class Run:
         is_short = wanted is not None and done < wanted
         if not is_stopped and (is_short or done == 0):
             of_wanted = "" if wanted is None else f" of {wanted}"
-            warnings.warn(
+            warn(
                 f"The dataset ended after {done}{of_wanted} steps of this "
                 "epoch. "
-                "Use dataset.repeat(), or a smaller steps_per_epoch.",
-                stacklevel=5,
+                "Use dataset.repeat(), or a smaller steps_per_epoch."
             )
             # Keras goes on, through epochs without a step.
             self._model.stop_training = done == 0

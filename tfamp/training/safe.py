@@ -5,7 +5,6 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator
 
 import keras
@@ -18,6 +17,7 @@ from tfamp.precision import keep_float32 as precision
 from tfamp.precision.policy import FLOAT8, last_precision, precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.training.data import one_line
+from tfamp.training.warning import warn
 
 
 def build_layers(model: keras.Model, element_spec, is_custom: bool) -> None:
@@ -177,12 +177,11 @@ def _wrap_optimizer(model: keras.Model) -> str | None:
         # Keras would have wrapped it, had it not been told otherwise.
         safe = wrap_optimizer(optimizer, "float32")
         safe.wrapped_for = None
-        warnings.warn(
+        warn(
             f"Model {model.name!r} trains in float16 without loss scaling, as "
             "compile(auto_scale_loss=False) says: gradients below 2^-24 become "
             "0. Leave that out, or compile with "
-            "tfamp.wrap_optimizer(optimizer).",
-            stacklevel=4,
+            "tfamp.wrap_optimizer(optimizer)."
         )
     else:
         safe = wrap_optimizer(optimizer, computes_in)
