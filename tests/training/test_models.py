@@ -456,15 +456,18 @@ def test_models_run_eagerly_too(replicas, mirrored):
 
 
 def test_a_plain_or_stock_scaled_optimizer_is_made_safe(mirrored):
-    for optimizer in (
-        lambda: keras.optimizers.Adam(0.02),
-        lambda: keras.optimizers.LossScaleOptimizer(
-            keras.optimizers.Adam(0.02)
+    for optimizer, auto_scale_loss in (
+        (lambda: keras.optimizers.Adam(0.02), True),
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(
+                keras.optimizers.Adam(0.02)
+            ),
+            False,
         ),
     ):
         with tfamp.precision_scope("mixed_float16"), mirrored(2).scope():
             model, dataset = functional(
-                optimizer=optimizer(), auto_scale_loss=False
+                optimizer=optimizer(), auto_scale_loss=auto_scale_loss
             )
         tfamp.fit(model, dataset, verbose=0)
         assert isinstance(model.optimizer, tfamp.LossScaleOptimizer)

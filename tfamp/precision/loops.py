@@ -17,7 +17,7 @@ from tfamp.precision.meant import (
     DTYPES_16,
     as_meant,
     dtype_name,
-    flat,
+    leaves_of,
     mapped,
     meant,
     meant_dtype,
@@ -69,7 +69,7 @@ def _run_inside(region, function, *args, **kwargs):
 def _loop(region: Region, function: Callable, bound, name: str):
     """A loop whose state of 16 bits is float32 from round to round."""
     dtype = region.dtype or "float32"
-    is_narrow = [_is_narrow(leaf) for leaf in flat(bound.arguments[name])]
+    is_narrow = [_is_narrow(leaf) for leaf in leaves_of(bound.arguments[name])]
     if any(is_narrow):
         region.note(function.__name__)
 
@@ -77,7 +77,7 @@ def _loop(region: Region, function: Callable, bound, name: str):
         """Leaves that began with 16 bits in float32, the others as meant."""
         leaves = [
             meant(leaf, dtype) if narrow else meant_value(leaf)
-            for leaf, narrow in zip(flat(state), is_narrow, strict=True)
+            for leaf, narrow in zip(leaves_of(state), is_narrow, strict=True)
         ]
         return keras.tree.pack_sequence_as(state, leaves)
 

@@ -42,7 +42,7 @@ def meant_dtype(tensor) -> str | None:
 
 def mark(structure, dtype: str) -> None:
     """Marks what is float32 as meant for a dtype."""
-    for leaf in flat(structure):
+    for leaf in leaves_of(structure):
         if tf.is_tensor(leaf) and dtype_name(leaf.dtype) == "float32":
             with contextlib.suppress(AttributeError):
                 setattr(leaf, _MEANT, dtype)
@@ -51,7 +51,7 @@ def mark(structure, dtype: str) -> None:
 def meant_dtypes(structure, by_keras: bool) -> set[str]:
     """The dtypes that the floats among the arguments stand for."""
     found = set()
-    for leaf in flat(structure):
+    for leaf in leaves_of(structure):
         if isinstance(leaf, np.ndarray) and not by_keras:
             # TensorFlow converts it to the dtype of the other operand.
             continue
@@ -67,7 +67,7 @@ def has_float32(structure) -> bool:
     """Whether there is a float32 tensor among the arguments."""
     return any(
         tf.is_tensor(leaf) and dtype_name(leaf.dtype) == "float32"
-        for leaf in flat(structure)
+        for leaf in leaves_of(structure)
     )
 
 
@@ -75,7 +75,7 @@ def has_16_bits(structure) -> bool:
     """Whether there is one of 16 bits among them."""
     return any(
         hasattr(leaf, "dtype") and dtype_name(leaf.dtype) in DTYPES_16
-        for leaf in flat(structure)
+        for leaf in leaves_of(structure)
     )
 
 
@@ -108,7 +108,7 @@ def dtype_name(dtype) -> str | None:
         return None
 
 
-def flat(structure) -> list:
+def leaves_of(structure) -> list:
     """All leaves."""
     return keras.tree.flatten(structure)
 
