@@ -13,7 +13,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, mostly_slow
 from tfamp.distribute import cluster, launch, loopback, schedulers, workers
 from tfamp.errors import InputError, WorkerLostError
 
@@ -600,7 +600,7 @@ def assert_lost(job, index, other, since):
     return float(when) - since
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", mostly_slow([0, 1], always=[0]))
 def test_killed_worker_ends_the_other_within_the_stated_time(
     tmp_path, jobs, victim
 ):

@@ -373,6 +373,7 @@ def trained(strategy, *, faster, **options):
     return model.get_weights()
 
 
+@pytest.mark.slow
 def test_training_on_two_replicas_ends_with_the_same_weights(mirrored):
     options = {"microbatches": 2}
     fast = trained(mirrored(2), faster=True, **options)

@@ -106,11 +106,7 @@ def problems(path, kernel_environment):
 
 
 # Two that start no process of their own.
-QUICK = [
-    path
-    for path in generate.sources()
-    if path.stem in ("number_formats", "quickstart_gpu")
-]
+QUICK = [path for path in generate.sources() if path.stem == "quickstart_gpu"]
 
 
 @pytest.mark.parametrize(

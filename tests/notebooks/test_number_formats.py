@@ -32,6 +32,7 @@ def titles(figures):
     return [axes.get_title() for figure in figures for axes in figure.axes]
 
 
+@pytest.mark.slow
 def test_every_end_of_every_slider_draws(monkeypatch, drawn):
     def slider(value, *, min, max, step=1, description="", readout_format=""):
         return (min, value, max)

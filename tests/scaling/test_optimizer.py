@@ -343,6 +343,7 @@ def float8_state(model):
     }
 
 
+@pytest.mark.slow
 def test_float8_scales_agree_by_the_largest_and_a_skip_keeps_them(mirrored):
     # The rows of the second replica hold the largest input.
     x = np.ones((4, 4), "float32")

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
+from tests.conftest import mostly_slow
 
 
 def build_model(optimizer=None, **options):
@@ -104,7 +105,7 @@ def test_a_callback_that_stops_in_mid_epoch_gets_no_warning():
     assert steps_of(model) == 2
 
 
-@pytest.mark.parametrize("rows", [9, 10, 11])
+@pytest.mark.parametrize("rows", mostly_slow([9, 10, 11], always=[9]))
 def test_last_batches_smaller_than_the_replicas_train_alike(rows, mirrored):
     weights = []
     for replicas in (1, 4):

@@ -69,6 +69,7 @@ def trained(strategy, shard, precision="mixed_bfloat16", **options):
     return model, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_long(FITS, always=["plain"]))
 def test_a_training_in_shards_is_the_same_training(mirrored, name):
     whole, seen_whole = trained(mirrored(2), False, **FITS[name])
