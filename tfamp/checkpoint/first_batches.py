@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfamp.distribute.sharded import Sharded
+
 # Passes whose first batches are remembered.
 _KEPT = 64
 
@@ -23,7 +25,12 @@ class FirstBatches:
         self._of_run: str | None = None
 
     def watched(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The same batches, of which the first is noted in each pass."""
+        """The same batches, of which the first is noted in each pass.
+
+        Where workers decode their own rows, that of the records.
+        """
+        if isinstance(dataset, Sharded):
+            return dataset.with_records(self.watched)
         is_tuple = type(dataset.element_spec) is tuple
 
         @tf.autograph.experimental.do_not_convert
@@ -62,6 +69,9 @@ class FirstBatches:
                 there are none, the first batch of the first pass was.
         """
         self._of_run = saved["run"]
+        if not self._seen:
+            # One replica decodes by itself, and no records are looked at.
+            return
         is_same = True
         if steps and saved["pass"] is not None:
             # Pipelines that run ahead of several replicas may come later.

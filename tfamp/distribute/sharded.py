@@ -149,6 +149,12 @@ class Sharded(tf.data.Dataset):
     def with_options(self, options, name=None) -> "Sharded":
         return self._each(lambda batches: batches.with_options(options, name))
 
+    def with_records(
+        self, change: Callable[[tf.data.Dataset], tf.data.Dataset]
+    ) -> "Sharded":
+        """The same batches; what workers split passes through `change`."""
+        return Sharded(self._whole, change(self.undecoded), self.decode)
+
     def _each(
         self, change: Callable[[tf.data.Dataset], tf.data.Dataset]
     ) -> "Sharded":
