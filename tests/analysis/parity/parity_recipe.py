@@ -69,7 +69,9 @@ def build_model(config: Config) -> keras.Model:
     elif config.behave == "unscaled":
         rate, factor = 0.5 / _TINY, _TINY
     layer = keras.layers.Dense(1, kernel_initializer=initializer, dtype=dtype)
-    model = keras.Sequential([keras.Input([2], dtype="float32"), layer])
+    # A head would multiply in float32: what follows it is one.
+    head = keras.layers.Activation("linear", dtype="float32")
+    model = keras.Sequential([keras.Input([2], dtype="float32"), layer, head])
     options = {}
     if config.behave == "unscaled":
         options = {"dynamic": False, "initial_scale": 1.0}
