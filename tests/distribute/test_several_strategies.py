@@ -1,4 +1,4 @@
-"""Strategies of one process, one after the other, with TensorFlow's collectives."""
+"""Strategies of one process after each other, with TensorFlow's collectives."""
 
 import keras
 import numpy as np
