@@ -556,6 +556,22 @@ def losses_of_replica_replaced(
 
 
 @contextlib.contextmanager
+def gradient_sums_replaced(function: Callable) -> Iterator[None]:
+    """Within it, this thread's optimizers sum gradients over replicas by this.
+
+    Args:
+        function: takes Keras's own, the optimizer, and pairs of gradients and
+            variables.
+    """
+    owner = keras.src.backend.tensorflow.optimizer.TFOptimizer
+    own = own_function(vars(owner)["_all_reduce_sum_gradients"])
+    with _of_threads(owner, "_all_reduce_sum_gradients").replaced(
+        functools.partial(function, own)
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def divisions_noted(noted: list[tf.Tensor]) -> Iterator[None]:
     """Within it, `noted` gets what Keras makes ready to add up over replicas.
 

@@ -158,3 +158,90 @@ def test_what_has_no_one_meaning_is_refused(loss, reduction, line):
         tfamp.value_and_gradients(
             lambda: loss, [], keras.optimizers.SGD(), reduction
         )
+
+
+class OfGuides(Own):
+    """As Keras's guides write it: a tape, and a mean of losses to log."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mean_of_losses = keras.metrics.Mean("logged")
+
+    def train_step(self, data):
+        x, self.weights_of_batch = data
+        with tf.GradientTape() as tape:
+            self.outputs_of_batch = self(x, training=True)
+            loss = self.loss_of(self)
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.mean_of_losses.update_state(loss)
+        return {"mine": loss, "logged": self.mean_of_losses.result()}
+
+    def test_step(self, data):
+        x, self.weights_of_batch = data
+        self.outputs_of_batch = self(x)
+        return {"mine": self.loss_of(self)}
+
+
+OPTIMIZERS = {
+    "plain": keras.optimizers.SGD,
+    "scaled": lambda rate: tfamp.LossScaleOptimizer(keras.optimizers.SGD(rate)),
+    "multi": lambda rate: keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(keras.optimizers.SGD(rate))
+    ),
+}
+
+
+def of_guides(case, optimizer, strategy):
+    with strategy.scope():
+        dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+        inputs = keras.Input([1])
+        model = OfGuides(inputs, dense(inputs))
+        model.loss_of = LOSSES[case][0]
+        model.compile(OPTIMIZERS[optimizer](RATE), loss="mse")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("case", "optimizer", "replicas"),
+    mostly_long(
+        [
+            (case, optimizer, replicas)
+            for case in (
+                *("loss object", "summed loss object", "weighted"),
+                *("masked", "compute_loss"),
+            )
+            for optimizer in OPTIMIZERS
+            for replicas in (1, 2, 3)
+        ],
+        always=[("compute_loss", "plain", 2), ("masked", "scaled", 2)],
+    ),
+)
+def test_a_tape_of_ones_own_has_the_global_batch_too(
+    case, optimizer, replicas, mirrored
+):
+    expected = LOSSES[case][2]
+    model = of_guides(case, optimizer, mirrored(replicas))
+    data = tf.data.Dataset.from_tensor_slices((X, WEIGHTS)).batch(5)
+    if case != "summed loss object":
+        evaluated = tfamp.evaluate(model, data)["mine"]
+        np.testing.assert_allclose(evaluated, expected, rtol=1e-6)
+    history = tfamp.fit(model, data, verbose=0).history
+    update = 1 - model.get_weights()[0][0, 0]
+    np.testing.assert_allclose(update, RATE * 2 * expected, rtol=1e-5)
+    np.testing.assert_allclose(history["mine"], expected, rtol=1e-6)
+    np.testing.assert_allclose(history["logged"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["mean", "loss object"])
+def test_a_tape_whose_loss_nothing_reduces_is_said(
+    case, mirrored, warnings_of_absl
+):
+    model = of_guides(case, "plain", mirrored(2))
+    data = tf.data.Dataset.from_tensor_slices((X, WEIGHTS)).batch(5)
+    tfamp.fit(model, data, verbose=0)
+    lines = [line for line in warnings_of_absl if "sums gradients" in line]
+    assert len(lines) == (case == "mean")
+    assert all("of OfGuides" in line for line in lines)

@@ -21,7 +21,13 @@ from tfamp.scaling import gradients as gradients_lib
 from tfamp.scaling import moved_state
 from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.fused_updates import fused_updates
-from tfamp.scaling.own_loss import LOSS_NAMES, Part, Reduction
+from tfamp.scaling.own_loss import (
+    LOSS_NAMES,
+    Part,
+    Reduction,
+    divided_in_own_step,
+    takes_its_part,
+)
 from tfamp.scaling.rule import (
     ScaleRule,
     ScaleState,
@@ -258,6 +264,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         ]
         overwrites = [
             keras_internals.overwrites_with_gradient(v) for v in variables
+        ]
+        divided = divided_in_own_step(self, grads)
+        grads = [
+            before if overwrites[i] else divided[i]
+            for i, before in enumerate(grads)
         ]
         shards = self.shards
         if shards is not None:
@@ -551,6 +562,7 @@ def value_and_gradients(
             "takes of its rows."
         )
     part = Part(reduction or "mean")
+    takes_its_part(optimizer)
     with tf.GradientTape() as tape:
         with part.of_keras(), moved_state.noted_for(optimizer):
             loss = tf.convert_to_tensor(loss_fn())

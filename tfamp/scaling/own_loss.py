@@ -9,10 +9,12 @@ this replica. Here both are means over the global batch.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import keras
 import tensorflow as tf
+from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
@@ -109,13 +111,30 @@ class Part:
         return self.trained(loss) * self.replicas
 
     @contextlib.contextmanager
-    def of_keras(self) -> Iterator[None]:
-        """Within it Keras's losses are reduced as the user's own are."""
+    def of_keras(
+        self, note: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Within it Keras's losses are reduced as the user's own are.
+
+        Args:
+            note: called for each that Keras reduces over rows.
+        """
         if self.replicas == 1:
             yield
             return
+
+        def scale(value):
+            note()
+            return self._of_mean(value)
+
+        def reduce(own, values, *args, **kwargs):
+            reduced = self._reduced(own, values, *args, **kwargs)
+            if len(values.shape) and not len(reduced.shape):
+                note()
+            return reduced
+
         with keras_internals.losses_of_replica_replaced(
-            self._of_mean, self._to_mean, self._reduced
+            scale, self._to_mean, reduce
         ):
             yield
 
@@ -168,6 +187,131 @@ class Part:
             tf.reduce_sum(values), _over_replicas(self._counted(count))
         )
         return self._of_sum(mean)
+
+
+class _PartOfTape(Part):
+    """The part that this replica has, where the user's own tape is behind it.
+
+    What a step returns or puts into a mean of its metrics is averaged over
+    replicas, so losses are so many times their part, and the gradients divided
+    by it.
+    """
+
+    def __init__(self):
+        super().__init__("sum")
+
+    def _of_mean(self, value: tf.Tensor) -> tf.Tensor:
+        return self.logged(super()._of_mean(value))
+
+    def _to_mean(self, value: tf.Tensor) -> tf.Tensor:
+        return super()._to_mean(value) / self.replicas
+
+    def _of_sum(self, value: tf.Tensor) -> tf.Tensor:
+        return self.logged(value)
+
+
+class OwnStep:
+    """A `train_step` of a model's own on several replicas.
+
+    Keras divides what its losses return by the number of replicas, so that
+    gradients of replicas, summed, are those of the batch where all have equally
+    many rows, and logs of a loss are too small by it. Here both are those of the
+    global batch, whatever each has. A loss that nothing of Keras's reduces
+    stays as it is written, which is said.
+
+    Args:
+        name: of the model.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._is_reduced = False
+        self._is_said = False
+        # A function of the user's own may be traced for one replica only.
+        self._with_parts: set[int] = set()
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """Within it this thread is in the step, in a replica."""
+        part = _PartOfTape()
+        if part.replicas == 1:
+            yield
+            return
+        before = getattr(_known, "step", None)
+        _known.step = self
+        try:
+            with (
+                part.of_keras(self._note),
+                keras_internals.gradient_sums_replaced(self._of_plain),
+            ):
+                yield
+        finally:
+            _known.step = before
+
+    def takes_part(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Gradients of this optimizer are parts of the batch's already."""
+        each = [optimizer, *keras_internals.single_optimizers(optimizer)]
+        self._with_parts |= set(map(id, each))
+
+    def divided(self, optimizer: Any, gradients: list[Any]) -> list[Any]:
+        """Gradients of an own tape, ready to be summed over replicas."""
+        if id(optimizer) in self._with_parts:
+            return gradients
+        if not self._is_reduced:
+            self._say()
+            return gradients
+        return [_times(g, 1.0 / _replicas()) for g in gradients]
+
+    def _of_plain(self, own, optimizer, grads_and_vars):
+        """In place of the sum that Keras's optimizers take."""
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        gradients = self.divided(optimizer, list(gradients))
+        return own(optimizer, list(zip(gradients, variables, strict=True)))
+
+    def _note(self) -> None:
+        self._is_reduced = True
+
+    def _say(self) -> None:
+        if self._is_said:
+            return
+        self._is_said = True
+        replicas = _replicas()
+        logging.warning(
+            "train_step of %s sums gradients over %d replicas, and Keras "
+            "reduces no loss in it: unless it divides by their number, a mean "
+            "counts %d times. tfamp.value_and_gradients takes the mean of the "
+            "global batch.",
+            self._name,
+            replicas,
+            replicas,
+        )
+
+
+def divided_in_own_step(
+    optimizer: keras.optimizers.Optimizer, gradients: list[Any]
+) -> list[Any]:
+    """Gradients as they are, but those of a tape in an `OwnStep`."""
+    step = getattr(_known, "step", None)
+    return gradients if step is None else step.divided(optimizer, gradients)
+
+
+def takes_its_part(optimizer: keras.optimizers.Optimizer) -> None:
+    """Notes that its gradients are parts of the batch's in an `OwnStep`."""
+    step = getattr(_known, "step", None)
+    if step is not None:
+        step.takes_part(optimizer)
+
+
+def _times(gradient: Any, factor: float) -> Any:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(
+            gradient.values * tf.cast(factor, gradient.values.dtype),
+            gradient.indices,
+            gradient.dense_shape,
+        )
+    return gradient * tf.cast(factor, gradient.dtype)
 
 
 def _over_replicas(count: tf.Tensor) -> tf.Tensor:

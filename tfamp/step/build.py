@@ -26,7 +26,7 @@ from tfamp.scaling.backward import gradients_scaled_by
 from tfamp.scaling.gradients import Gradient, map_values
 from tfamp.scaling.moved_state import kept_by_caller
 from tfamp.scaling.optimizer import LossScaleOptimizer
-from tfamp.scaling.own_loss import rows_known
+from tfamp.scaling.own_loss import OwnStep, Part, rows_known
 from tfamp.step import losses
 from tfamp.step.batch_statistics import BatchStatistics
 from tfamp.step.terms import Plan
@@ -186,12 +186,17 @@ def custom_train_step(
             as they were before the step.
     """
     state = [*_statistics(model), *model.metrics_variables]
+    own_step = OwnStep(type(model).__name__)
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
         forget = remember(state)
         before = [tf.convert_to_tensor(o.skipped_steps) for o in optimizers]
-        with rows_known(share.rows, share.batch_rows), kept_by_caller():
+        with (
+            rows_known(share.rows, share.batch_rows),
+            own_step.here(),
+            kept_by_caller(),
+        ):
             logs = model.train_step(share.data)
         if optimizers and state:
             after = [tf.convert_to_tensor(o.skipped_steps) for o in optimizers]
@@ -265,29 +270,28 @@ def custom_evaluation_step(
         rows, so that the mean over replicas is that of the batch.
     """
     replicas = strategy.num_replicas_in_sync
+    state = model.metrics_variables
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
-        names: list[str] = []
         part = tf.cast(share.rows * replicas, tf.float32) / tf.cast(
             share.batch_rows, tf.float32
         )
-
-        def count() -> list[tf.Tensor]:
+        forget = remember(state)
+        with rows_known(share.rows, share.batch_rows), Part("mean").of_keras():
             logs = model.test_step(share.data)
-            returned.update(logs if isinstance(logs, dict) else ())
-            values = {
-                name: keras.ops.cast(value, "float32")
-                for name, value in _unlisted(model, logs).items()
-            }
-            scalars = {n: v for n, v in values.items() if v.shape.rank == 0}
-            names[:] = scalars
-            return [value * part for value in scalars.values()]
-
-        values = tf.cond(
-            share.rows > 0, count, lambda: [tf.constant(0.0) for _ in names]
-        )
-        return dict(zip(names, values or [], strict=True))
+        # A replica without rows was given one that does not count.
+        tf.cond(share.rows > 0, lambda: None, forget)
+        returned.update(logs if isinstance(logs, dict) else ())
+        values = {
+            name: keras.ops.cast(value, "float32")
+            for name, value in _unlisted(model, logs).items()
+        }
+        return {
+            name: tf.math.multiply_no_nan(value, part)
+            for name, value in values.items()
+            if value.shape.rank == 0
+        }
 
     return step
 
