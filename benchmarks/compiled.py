@@ -127,8 +127,18 @@ class Passes:
 
     @property
     def heads(self) -> list[str]:
-        """The names of the layers that make the model's outputs."""
-        outputs = keras.tree.flatten(getattr(self._model, "outputs", None))
+        """The names of the layers that make outputs.
+
+        Of the model, or of the networks of one that trains several.
+        """
+        networks = [
+            each
+            for each in (self._model, *vars(self._model).values())
+            if isinstance(each, keras.Model)
+        ]
+        outputs = keras.tree.flatten(
+            [getattr(each, "outputs", None) for each in networks]
+        )
         histories = [getattr(each, "_keras_history", None) for each in outputs]
         return sorted({each.operation.name for each in histories if each})
 
