@@ -5,9 +5,11 @@
 Needs no GPU: TensorFlow's wheel lists the kernels that it has, those for GPUs
 among them. The step that `tfamp.fit` would run is traced, in each precision,
 and never run. An operation without a kernel for its dtypes would be placed on
-the host, and each step would wait for copies there and back.
+the host, and each step would wait for copies there and back. Counted are also
+the reads of what a GPU computed by the host, of each of which a step waits.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import sys
@@ -16,10 +18,13 @@ from unittest import mock
 
 import keras
 import tensorflow as tf
-from tensorflow.python.framework import kernels
 
 import tfamp
+from benchmarks.gpu_kernels import STRUCTURE, dtypes_of, is_call, kernel_of
+from benchmarks.host_reads import host_reads
 from tfamp.layers import row_products
+from tfamp.scaling import optimizer
+from tfamp.step import build
 from tfamp.training.loop import Loop
 
 RECIPES = (
@@ -31,14 +36,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # What runs on the host by decision, and why.
 ON_HOST = {
     "IteratorGetNext": "the data come from there",
-    "CTCGreedyDecoder": "line_recognition reads lines for its error rates",
-    "EditDistance": "line_recognition counts wrong characters",
 }
-
-# What has no kernel of its own: arguments, constants, calls of functions.
-_STRUCTURE = {"Placeholder", "_Arg", "_Retval", "NoOp", "Const"}
-# Which kernels a GPU can be given, by TensorFlow's placer.
-_DEVICES = ("GPU", "DEFAULT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +66,7 @@ def training_graph(
         )
         raise _Traced(function.graph.as_graph_def())
 
-    with (
-        mock.patch.object(Loop, "run", trace),
-        # What CPUs alone gain from is not in a GPU's step.
-        mock.patch.object(row_products, "is_faster", return_value=False),
-    ):
+    with mock.patch.object(Loop, "run", trace), _choices_of_gpus():
         try:
             tfamp.fit(model, dataset, jit=False, verbose=0)
         except _Traced as traced:
@@ -80,21 +74,35 @@ def training_graph(
     raise RuntimeError("fit() came back without a step.")
 
 
+@contextlib.contextmanager
+def _choices_of_gpus() -> Iterator[None]:
+    """Within it a step is traced as for a GPU."""
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        # What CPUs alone gain from is not in a GPU's step.
+        enter(mock.patch.object(row_products, "is_faster", return_value=False))
+        for module in (build, optimizer):
+            enter(
+                mock.patch.object(module, "computes_on_gpus", return_value=True)
+            )
+        yield
+
+
 def without_kernel(graph: tf.compat.v1.GraphDef) -> set[Operation]:
     """The operations that no GPU can run and that no one put on the host."""
     return {
         Operation(node.op, _dtypes(node))
         for node in _nodes(graph)
-        if "CPU" not in node.device.upper() and not _has_kernel(node)
+        if "CPU" not in node.device.upper() and kernel_of(node) is None
     }
 
 
 def audit(
     name: str, precision: str
-) -> tuple[int, list[Operation], list[Operation]]:
+) -> tuple[int, list[Operation], list[Operation], list[str]]:
     """A recipe's step: operations, those on the host by decision, and others.
 
-    The others are what must not be there.
+    The others are what must not be there. And what the host reads.
     """
     recipe = importlib.import_module(f"recipes.{name}")
     config = config_of(recipe.Config, precision)
@@ -107,6 +115,7 @@ def audit(
         sum(1 for _ in _nodes(graph)),
         [each for each in found if each.type in ON_HOST],
         [each for each in found if each.type not in ON_HOST],
+        host_reads(graph),
     )
 
 
@@ -127,33 +136,12 @@ def _nodes(graph) -> Iterator:
     functions = {each.signature.name for each in graph.library.function}
     for body in (graph.node, *(f.node_def for f in graph.library.function)):
         for node in body:
-            calls = any(
-                value.HasField("func") or value.list.func
-                for value in node.attr.values()
-            )
-            if node.op not in _STRUCTURE | functions and not calls:
+            if node.op not in STRUCTURE | functions and not is_call(node):
                 yield node
 
 
-def _has_kernel(node) -> bool:
-    return any(
-        kernel.device_type in _DEVICES
-        and all(
-            _types(node, limit.name) <= set(limit.allowed_values.list.type)
-            for limit in kernel.constraint
-            if limit.allowed_values.list.type
-        )
-        for kernel in kernels.get_registered_kernels_for_op(node.op).kernel
-    )
-
-
-def _types(node, attribute: str) -> set[int]:
-    value = node.attr[attribute]
-    return {value.type} if value.type else set(value.list.type)
-
-
 def _dtypes(node) -> str:
-    found = {name: _types(node, name) for name in sorted(node.attr)}
+    found = {name: dtypes_of(node, name) for name in sorted(node.attr)}
     return " ".join(
         f"{name}={','.join(sorted(tf.as_dtype(t).name for t in types))}"
         for name, types in found.items()
@@ -163,19 +151,22 @@ def _dtypes(node) -> str:
 
 def main(*names: str) -> int:
     """Prints a row for each recipe and precision; 1 where one falls short."""
-    print("| recipe | precision | operations | on the host | no kernel |")
-    print("|---|---|---|---|---|")
+    print(
+        "| recipe | precision | operations | on the host | no kernel | "
+        "host reads |"
+    )
+    print("|---|---|---|---|---|---|")
     status = 0
     for name in names or RECIPES:
         for precision in PRECISIONS:
-            count, host, missing = audit(name, precision)
+            count, host, missing, reads = audit(name, precision)
             cells = [
                 ", ".join(f"{each.type} {each.dtypes}" for each in found)
                 for found in (host, missing)
             ]
             print(
                 f"| {name} | {precision} | {count} | {cells[0] or '-'} | "
-                f"{cells[1] or '-'} |",
+                f"{cells[1] or '-'} | {len(reads)} |",
                 flush=True,
             )
             status = max(status, bool(missing))

@@ -14,7 +14,7 @@ import importlib
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -34,6 +34,7 @@ _OPERATION = re.compile(
 _OPERANDS = re.compile(r"(\w+)\[[\d,]*\]")
 _PRODUCTS = ("dot", "convolution")
 _HOST = re.compile(r'custom_call_target="([^"]*[Cc]allback[^"]*)"')
+_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,14 @@ class Compiled:
             operands: "bf16 bf16".
         converts: conversions between dtypes.
         host: calls of the host, and what is sent there.
+        wide: the names of products of which an operand is float32 or wider.
     """
 
     operations: int
     products: dict[str, int]
     converts: int
     host: tuple[str, ...]
+    wide: tuple[str, ...] = ()
 
 
 def read(text: str) -> Compiled:
@@ -59,6 +62,7 @@ def read(text: str) -> Compiled:
     products: dict[str, int] = collections.Counter()
     converts = operations = 0
     host = []
+    wide = []
     for line in text.splitlines():
         match = _OPERATION.match(line)
         if not match:
@@ -66,22 +70,26 @@ def read(text: str) -> Compiled:
         operations += 1
         name = match[2]
         if name in _PRODUCTS:
-            operands = _OPERANDS.findall(line.split(f" {name}(", 1)[1])
-            products[" ".join(operands[:2])] += 1
+            operands = _OPERANDS.findall(line.split(f" {name}(", 1)[1])[:2]
+            products[" ".join(operands)] += 1
+            if {"f32", "f64"} & set(operands):
+                wide += _NAME.findall(line) or ["?"]
         converts += name == "convert"
         if name in ("infeed", "outfeed", "send", "recv"):
             host.append(name)
         host += _HOST.findall(line)
-    return Compiled(operations, dict(products), converts, tuple(host))
-
-
-def wide_products(found: Compiled) -> int:
-    """Products of which an operand is float32 or wider."""
-    return sum(
-        count
-        for operands, count in found.products.items()
-        if {"f32", "f64"} & set(operands.split())
+    return Compiled(
+        operations, dict(products), converts, tuple(host), tuple(wide)
     )
+
+
+def beyond_heads(wide: Sequence[str], heads: Sequence[str]) -> list[str]:
+    """Of the names of wide products, those that are of no head.
+
+    A head whose result is not bounded multiplies in float32 by decision.
+    """
+    of_head = re.compile("|".join(rf"/{re.escape(h)}(_\d+)?/" for h in heads))
+    return [each for each in wide if not (heads and of_head.search(each))]
 
 
 class Passes:
@@ -116,6 +124,23 @@ class Passes:
         self._function = tf.function(
             self._run, jit_compile=True, autograph=False
         )
+
+    @property
+    def heads(self) -> list[str]:
+        """The names of the layers that make outputs.
+
+        Of the model, or of the networks of one that trains several.
+        """
+        networks = [
+            each
+            for each in (self._model, *vars(self._model).values())
+            if isinstance(each, keras.Model)
+        ]
+        outputs = keras.tree.flatten(
+            [getattr(each, "outputs", None) for each in networks]
+        )
+        histories = [getattr(each, "_keras_history", None) for each in outputs]
+        return sorted({each.operation.name for each in histories if each})
 
     def hlo(self, stage: str = "hlo") -> Any:
         """XLA's operations for a GPU: text, or bytes of "hlo_serialized"."""
@@ -229,7 +254,9 @@ def main(*arguments: str) -> int:
                 f"{found.converts} | {', '.join(found.host) or '-'} |",
                 flush=True,
             )
-            is_wide = precision != "float32" and wide_products(found)
+            is_wide = precision != "float32" and beyond_heads(
+                found.wide, passes.heads
+            )
             status = max(status, bool(is_wide or found.host))
             for folder in folders:
                 path = pathlib.Path(folder) / f"{name}-{precision}.hlo"

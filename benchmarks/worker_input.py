@@ -44,6 +44,7 @@ class OneOf:
 
     def __init__(self, workers: int, worker: int = 0):
         self.num_replicas_in_sync = workers
+        self.extended = tf.distribute.get_strategy().extended
         self._worker = worker
 
     def distribute_datasets_from_function(self, make) -> tf.data.Dataset:

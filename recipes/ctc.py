@@ -116,20 +116,78 @@ def is_too_short(y_true, y_pred):
 
 
 def edit_distances(y_true, y_pred):
-    """Levenshtein distances of true texts and what was read, float32 [B]."""
-    distances = tf.edit_distance(
-        tf.sparse.from_dense(greedy_decode(y_pred)),
-        tf.sparse.from_dense(tf.cast(y_true, tf.int32)),
-        normalize=False,
+    """Levenshtein distances of true texts and what was read, float32 [B].
+
+    A row of the table of distances at a time, for all lines at once: GPUs have
+    no kernel of tf.edit_distance, and a step would wait for the host.
+
+    Args:
+        y_true: labels [B, L], 0 after the text.
+        y_pred: logits [B, T, C].
+    """
+    found_BxT = _read(y_pred)
+    true_BxL = tf.cast(y_true, tf.float32)
+    rows = tf.shape(found_BxT)[0]
+    frames = found_BxT.shape[1]
+    frames = tf.shape(found_BxT)[1] if frames is None else frames
+    columns = tf.cast(tf.range(frames + 1), tf.float32)[tf.newaxis]
+
+    def next_row(i, row):
+        label = true_BxL[:, i : i + 1]
+        # Of what was read, one more is left out, or one is replaced.
+        deleted = row + 1.0
+        replaced = row[:, :-1] + tf.cast(found_BxT != label, tf.float32)
+        best = tf.concat(
+            [deleted[:, :1], tf.minimum(deleted[:, 1:], replaced)], axis=1
+        )
+        # Or any number of characters is put in before.
+        inserted = columns + _least_so_far(best - columns)
+        return i + 1, tf.where(label != 0.0, inserted, row)
+
+    _, row = tf.while_loop(
+        lambda i, _: i < tf.shape(true_BxL)[1],
+        next_row,
+        (0, tf.tile(columns, [rows, 1])),
+        shape_invariants=(
+            tf.TensorShape([]),
+            tf.TensorShape([None, columns.shape[1]]),
+        ),
     )
-    # It loses the rank where the batch is of unknown size.
-    return tf.reshape(distances, [-1])
+    length = tf.math.count_nonzero(found_BxT, axis=1, dtype=tf.float32)
+    is_last = columns == length[:, tf.newaxis]
+    distances = tf.reduce_sum(tf.where(is_last, row, 0.0), axis=1)
+    return tf.ensure_shape(distances, [y_pred.shape[0]])
 
 
 def greedy_decode(logits):
     """The labels of the best path, int32 [B, T], 0 after the text."""
-    batch, frames = ops.shape(logits)[:2]
-    decoded, _ = ops.ctc_decode(
-        logits, ops.full([batch], frames, dtype="int32"), mask_index=0
+    return tf.cast(_read(logits), tf.int32)
+
+
+def _read(logits):
+    """What `greedy_decode` returns, in float32, which all devices compare."""
+    best = tf.cast(tf.argmax(logits, axis=-1), tf.float32)
+    before = tf.concat([tf.zeros_like(best[:, :1]), best[:, :-1]], axis=1)
+    is_read = (best != 0.0) & (best != before)
+    # The place of each among those of its line; others have none.
+    place = tf.cumsum(tf.cast(is_read, tf.float32), axis=1) - 1.0
+    batch, frames = tf.shape(best)[0], tf.shape(best)[1]
+    begin = tf.range(batch, dtype=tf.int64)[:, tf.newaxis]
+    place = tf.cast(place, tf.int64) + begin * tf.cast(frames, tf.int64)
+    places = tf.reshape(tf.where(is_read, place, -1), [-1])
+    labels = tf.math.unsorted_segment_sum(
+        tf.reshape(best, [-1]), places, batch * frames
     )
-    return ops.maximum(decoded[0], 0)
+    return tf.ensure_shape(tf.reshape(labels, [batch, frames]), best.shape)
+
+
+def _least_so_far(values):
+    """Of each row, the least value up to each column: [B, N]."""
+    columns = values.shape[1]
+    doublings = 16 if columns is None else (columns - 1).bit_length()
+    infinite = tf.fill(tf.shape(values), float("inf"))
+    for i in range(doublings):
+        step = 2**i
+        moved = tf.concat([infinite[:, :step], values[:, :-step]], axis=1)
+        values = tf.minimum(values, moved)
+    return values

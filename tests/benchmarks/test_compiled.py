@@ -15,18 +15,26 @@ def found_in(inner, precision="mixed_bfloat16"):
     )
     model.compile("sgd", "mse")
     batch = (tf.ones([4, 8]), tf.ones([4, 2]))
-    return compiled.read(compiled.Passes(model, batch).hlo())
+    passes = compiled.Passes(model, batch)
+    found = compiled.read(passes.hlo())
+    return found, compiled.beyond_heads(found.wide, passes.heads)
 
 
 def test_a_planted_float32_product_is_found():
-    clean = found_in(lambda: keras.layers.Dense(8))
-    planted = found_in(lambda: keras.layers.Dense(8, dtype="float32"))
+    clean, others = found_in(lambda: keras.layers.Dense(8, name="inner"))
+    planted, named = found_in(
+        lambda: keras.layers.Dense(8, dtype="float32", name="inner")
+    )
 
     # Of the output layer, which is kept in float32: forward, and the gradients
     # of its kernel and its input. The other needs none of its input.
     assert clean.products == {"f32 f32": 3, "bf16 bf16": 2}
     assert planted.products == {"f32 f32": 5}
-    assert compiled.wide_products(planted) == 5
+    assert len(planted.wide) == 5
+    # What is of the output layer is so by decision.
+    assert others == []
+    assert len(named) == 2
+    assert all("inner" in name for name in named)
     assert clean.host == planted.host == ()
 
 
@@ -49,9 +57,12 @@ def test_calls_of_the_host_and_conversions_are_read():
 @pytest.mark.parametrize("precision", compiled.PRECISIONS)
 @pytest.mark.parametrize("name", compiled.RECIPES)
 def test_a_recipe_s_products_are_in_its_precision(name, precision):
-    found = compiled.read(compiled.passes_of(name, precision).hlo())
+    passes = compiled.passes_of(name, precision)
+    found = compiled.read(passes.hlo())
 
     assert found.products
     assert found.host == ()
+    # Few beside the operations, though each layer casts what it takes.
+    assert found.converts < 0.3 * found.operations
     if precision != "float32":
-        assert compiled.wide_products(found) == 0
+        assert compiled.beyond_heads(found.wide, passes.heads) == []

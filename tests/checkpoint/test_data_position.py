@@ -15,6 +15,7 @@ from tfamp.checkpoint.data_position import (
     carries_state_between_epochs,
     made_anew,
 )
+from tfamp.distribute import strategy as strategy_lib
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import Preempted
 
@@ -126,7 +127,20 @@ def values(strategy, iterator, count):
     ),
 )
 def test_the_next_batch_is_the_one_that_came_next(pipeline, replicas, mirrored):
-    strategy = mirrored(replicas)
+    check_goes_on(mirrored(replicas), pipeline)
+
+
+@pytest.mark.parametrize(
+    "pipeline", mostly_slow(NEVER_READ + READ, always=[shuffled])
+)
+def test_so_it_is_where_batches_are_brought_to_a_gpu(pipeline, monkeypatch):
+    # Another device of this host stands for it.
+    monkeypatch.setattr(strategy_lib, "computes_on_gpus", lambda _: True)
+    monkeypatch.setattr(strategy_lib, "devices_of", lambda _: ["/CPU:1"])
+    check_goes_on(tf.distribute.get_strategy(), pipeline)
+
+
+def check_goes_on(strategy, pipeline):
     batches = distribute_batches(strategy, make(pipeline))
     epochs = []
     for _ in range(4):

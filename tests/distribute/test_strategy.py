@@ -2,6 +2,7 @@
 
 import itertools
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -99,6 +100,57 @@ def test_static_batch_sizes_stay_static_in_every_piece():
     data, rows = strategy_lib.split_evenly(tf.zeros([8, 3]), tf.constant(1), 4)
     assert data.shape == (2, 3)
     assert int(rows) == 2
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Another device of this host, in the place of a GPU."""
+    device = "/device:CPU:1"
+    monkeypatch.setattr(strategy_lib, "computes_on_gpus", lambda _: True)
+    monkeypatch.setattr(strategy_lib, "devices_of", lambda _: [device])
+
+
+def test_the_next_batch_is_on_the_device_before_it_is_wanted(as_on_a_gpu):
+    strategy = tf.distribute.get_strategy()
+    x = np.arange(10, dtype="float32")
+    data = tf.data.Dataset.from_tensor_slices((x, x.astype("int32"), x > 4))
+    found = list(strategy_lib.distribute_batches(strategy, data.batch(4)))
+
+    assert [int(share.rows) for share in found] == [4, 4, 2]
+    for share in found:
+        for tensor in tf.nest.flatten(share):
+            assert tensor.device.endswith("CPU:1")
+    for i in range(3):
+        together = np.concatenate([share.data[i] for share in found])
+        np.testing.assert_array_equal(together, [x, x, x > 4][i])
+
+
+def test_what_is_no_plain_array_stays_on_the_host(as_on_a_gpu):
+    strategy = tf.distribute.get_strategy()
+    for element in (tf.constant(["a", "b"]), tf.ragged.constant([[1], []])):
+        data = tf.data.Dataset.from_tensors({"x": element})
+        (share,) = strategy_lib.distribute_batches(strategy, data)
+        assert int(share.rows) == 2
+
+
+def test_training_from_the_device_is_training_from_the_host(monkeypatch):
+    def trained():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        x = np.random.default_rng(0).normal(size=(10, 3)).astype("float32")
+        data = tf.data.Dataset.from_tensor_slices((x, x[:, :1]))
+        # Of unknown length, with a partial last batch.
+        data = data.batch(4).filter(lambda x, y: True)
+        tfamp.fit(model, data, epochs=2, verbose=0)
+        results = tfamp.evaluate(model, data)
+        return [*model.get_weights(), results["loss"]]
+
+    expected = trained()
+    monkeypatch.setattr(strategy_lib, "computes_on_gpus", lambda _: True)
+    monkeypatch.setattr(strategy_lib, "devices_of", lambda _: ["/CPU:1"])
+    for one, other in zip(trained(), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_every_structure_is_split_alike(mirrored):

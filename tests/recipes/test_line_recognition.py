@@ -192,6 +192,35 @@ def test_what_is_read_is_the_best_path_without_repeats_and_blanks():
     )
 
 
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_decoding_and_distances_are_those_of_tensorflow_s_kernels(is_traced):
+    random = np.random.default_rng(0)
+    spec = [[None, None], [None, None, 4]]
+    distances = tf.function(
+        ctc.edit_distances,
+        input_signature=[tf.TensorSpec(shape) for shape in spec],
+    )
+    for length, frames in ((1, 1), (3, 9), (7, 4), (5, 17)):
+        logits = random.normal(size=(40, frames, 4)).astype("float32")
+        true = random.integers(1, 4, (40, length)).astype("float32")
+        true *= np.arange(length) < random.integers(0, length + 1, (40, 1))
+        (decoded,), _ = tf.nn.ctc_greedy_decoder(
+            logits.swapaxes(0, 1), [frames] * 40, blank_index=0
+        )
+        expected = tf.edit_distance(
+            decoded,
+            tf.sparse.from_dense(tf.cast(true, tf.int64)),
+            normalize=False,
+        )
+        found = (distances if is_traced else ctc.edit_distances)(true, logits)
+
+        np.testing.assert_array_equal(found, expected)
+        read = tf.sparse.to_dense(decoded).numpy()
+        np.testing.assert_array_equal(
+            ctc.greedy_decode(logits)[:, : read.shape[1]], read
+        )
+
+
 def test_error_rates_are_edits_by_characters_over_batches_of_any_size():
     rate = ctc.CharacterErrorRate()
     exact = keras.metrics.MeanMetricWrapper(ctc.exact_lines)

@@ -9,6 +9,7 @@ import tfamp
 from tests.conftest import mostly_long
 from tfamp.scaling import optimizer
 from tfamp.step import build
+from tfamp.training import fit
 
 
 def _own(y_true, y_pred):
@@ -65,3 +66,48 @@ def test_metrics_of_others_never_see_what_is_no_number(mirrored, monkeypatch):
     _, _, branches = trained(mirrored(1), monkeypatch, True, [_own])
     _, _, on_host = trained(mirrored(1), monkeypatch, False, [_own])
     assert branches == on_host
+
+
+@pytest.mark.parametrize(
+    ("on_gpus", "on_overflow", "with_timeline", "is_kept"),
+    [
+        (True, "ignore", False, False),
+        (True, "ignore", True, True),
+        (True, "log", False, True),
+        (False, "ignore", False, True),
+    ],
+)
+def test_no_step_is_looked_at_on_gpus_where_nobody_is_told(
+    on_gpus, on_overflow, with_timeline, is_kept, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(fit, "computes_on_gpus", lambda _: on_gpus)
+    made = []
+    monkeypatch.setattr(
+        fit,
+        "KeptStep",
+        lambda *a, cls=fit.KeptStep: made.append(a) or cls(*a),
+    )
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.array([[1.0], [np.inf], [1.0]], "float32")
+    seen = []
+    timeline = tfamp.callbacks.ScaleTimeline(tmp_path)
+    timeline.on_scale_event = seen.append
+    history = tfamp.fit(
+        model,
+        x,
+        np.ones((3, 1)),
+        batch_size=1,
+        shuffle=False,
+        verbose=0,
+        on_overflow=on_overflow,
+        callbacks=[timeline] if with_timeline else [],
+    )
+
+    assert bool(made) == is_kept
+    # What was skipped is counted all the same.
+    assert history.history["skipped_steps"] == [1]
+    assert np.isfinite(model.get_weights()[0]).all()
+    assert [each.reason for each in seen if each.reason == "overflow"] == (
+        ["overflow"] if with_timeline else []
+    )

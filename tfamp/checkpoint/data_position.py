@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
+from tfamp.distribute.strategy import before_devices
 from tfamp.errors import InputError, Preempted
 
 # Enough to hide Python, few enough that an interrupt is heard soon.
@@ -82,7 +83,7 @@ def advance(
         return take(iterator, count)
 
     for epoch in range(epochs):
-        iterator = iter(batches)
+        iterator = iter(before_devices(batches))
         if reads:
             while skip(iterator, _BATCHES_PER_CALL) == _BATCHES_PER_CALL:
                 pass

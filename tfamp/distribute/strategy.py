@@ -238,7 +238,23 @@ def distribute_batches(
             shares = shares.with_options(options)
         return shares.prefetch(tf.data.AUTOTUNE)
 
-    return strategy.distribute_datasets_from_function(dataset_fn)
+    shares = strategy.distribute_datasets_from_function(dataset_fn)
+    # What is no dataset now, its strategy brings to its devices by itself.
+    is_left_to_us = isinstance(shares, tf.data.Dataset)
+    if is_left_to_us and replicas == 1 and computes_on_gpus(strategy):
+        return _prefetched_to(devices_of(strategy)[0], shares)
+    return shares
+
+
+def before_devices(
+    batches: tf.data.Dataset | tf.distribute.DistributedDataset,
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """The same batches, from where they are before they go to a device.
+
+    An iterator there begins to be one with its first batch: one that is made
+    and not read leaves no mark on the pipeline, such as the order of a shuffle.
+    """
+    return getattr(batches, "tfamp_on_host", batches)
 
 
 def split_evenly(batch: Any, index, count: int) -> tuple[Any, tf.Tensor]:
@@ -322,6 +338,31 @@ def devices_of(strategy: tf.distribute.Strategy) -> list[str]:
 def computes_on_gpus(strategy: tf.distribute.Strategy) -> bool:
     """Whether the host must not read what a step computes, lest it waits."""
     return any("GPU" in device for device in devices_of(strategy))
+
+
+def _prefetched_to(device: str, shares: tf.data.Dataset) -> tf.data.Dataset:
+    """The same, of which the next one is on the device before it is wanted.
+
+    What is no plain array of numbers is left on the host.
+    """
+    specs = tf.nest.flatten(shares.element_spec)
+    is_plain = all(
+        isinstance(spec, tf.TensorSpec)
+        and (
+            spec.dtype.is_floating
+            or spec.dtype.is_integer
+            or spec.dtype.is_bool
+        )
+        for spec in specs
+    )
+    if not is_plain:
+        return shares
+    # One is used and one is ready: each more would take its memory there.
+    prefetched = shares.apply(
+        tf.data.experimental.prefetch_to_device(device, buffer_size=1)
+    )
+    prefetched.tfamp_on_host = shares
+    return prefetched
 
 
 def _has_tpu() -> bool:

@@ -18,6 +18,7 @@ from tfamp.checkpoint.preemption import ending_on_sigterm
 from tfamp.checkpoint.store import Checkpoints
 from tfamp.distribute.agreement import check_alike
 from tfamp.distribute.consensus import is_chief, number_of_workers
+from tfamp.distribute.strategy import computes_on_gpus
 from tfamp.distribute.workers import worker_errors
 from tfamp.errors import InputError
 from tfamp.overflow import watch
@@ -228,7 +229,11 @@ def fit(
     )
     if scaled:
         safe.say(verbose, scaled)
-    kept = _kept_step(model, optimizers)
+    # On all workers alike, whoever's callbacks they are.
+    is_told = on_overflow != "ignore" or any(
+        isinstance(callback, ScaleTimeline) for callback in callbacks
+    )
+    kept = _kept_step(model, optimizers, is_told)
     if number_of_workers(strategy) > 1:
         arguments = {
             "epochs": epochs,
@@ -485,14 +490,24 @@ def _step(
 
 
 def _kept_step(
-    model: keras.Model, optimizers: dict[str, LossScaleOptimizer]
+    model: keras.Model,
+    optimizers: dict[str, LossScaleOptimizer],
+    is_told: bool,
 ) -> KeptStep | None:
     """None where steps are looked at in reports only.
 
-    A TPU computes on its own: to look at each step would make it wait.
+    A TPU computes on its own: to look at each step would make it wait. So it
+    would a GPU, for which that is worth it where someone is told of the step.
     """
-    is_tpu = isinstance(model.distribute_strategy, tf.distribute.TPUStrategy)
-    return KeptStep(model, optimizers) if optimizers and not is_tpu else None
+    strategy = model.distribute_strategy
+    is_left_alone = isinstance(strategy, tf.distribute.TPUStrategy) or (
+        computes_on_gpus(strategy) and not is_told
+    )
+    return (
+        KeptStep(model, optimizers)
+        if optimizers and not is_left_alone
+        else None
+    )
 
 
 def _progress(

@@ -73,8 +73,11 @@ class Loop:
                 has_event = one_step(iterator)
                 if has_event is None:
                     return i + 1
-                # Beyond any number of steps: it ends the loop.
-                return i + tf.where(has_event, 1 + _EVENT, 1)
+                # On the host, as the count itself is: a GPU would choose for
+                # it, and be waited for once more.
+                with tf.device("CPU:0"):
+                    # Beyond any number of steps: it ends the loop.
+                    return i + tf.where(has_event, 1 + _EVENT, 1)
 
             self.graph = tf.compat.v1.get_default_graph()
             # One at a time: where the data end, the step before is whole.
