@@ -5,27 +5,31 @@
 Each job is made of random parts, and trained once without a disturbance. Then
 it is started again and again, disturbed, and started until it ends by itself.
 Final weights, optimizer and the best file of `ModelCheckpoint` must be those of
-the first, bit for bit. Prints a Markdown table, and a line for each run that
-ended otherwise. A run takes about 20 seconds of a core; hours of it are
-`--runs=1000`.
+the first, bit for bit, each process must end by itself, and with a status that
+fits. Prints a line for each run and a Markdown table, and leaves `runs.jsonl`
+and the folders of runs that ended otherwise. A run takes about 15 seconds of a
+core; hours of it are `--runs=1000`.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
-import multiprocessing
+import io
+import json
+import math
 import pathlib
 import random
 import shutil
-import socket
+import signal
 import sys
+import threading
 import time
+import zipfile
 
 import tfamp
 from benchmarks import program
 from tfamp.recipe import flag
 
-# What jobs end with: done, done without, told to end, a worker lost, killed.
-_EXPECTED = (0, 2, 75, -9)
 _STARTS = 8
 
 
@@ -34,9 +38,11 @@ class Config:
     """The flags of this benchmark."""
 
     runs: int = flag(12, "disturbed runs; 1000 take hours")
-    per_job: int = flag(3, "disturbed runs of each job")
+    minutes: float = flag(0.0, "after which no run is begun; 0 for no end")
+    per_job: int = flag(4, "disturbed runs of each job")
+    at_once: int = flag(2, "jobs at the same time; most of it is waiting")
     processes: tuple[str, ...] = flag(
-        ("1", "1", "1", "2"), "processes of a job, drawn from these"
+        ("1", "1", "2", "3"), "processes of a job, drawn from these"
     )
     stop_seconds: float = flag(60.0, "how long SIGSTOP lasts")
     job_seconds: float = flag(300.0, "after which a process counts as hung")
@@ -48,12 +54,17 @@ class Config:
 
 @dataclasses.dataclass
 class Outcome:
-    """How a disturbed run went."""
+    """How a disturbed run went.
+
+    Attributes:
+        seconds: from each disturbance to the end of all processes.
+    """
 
     job: str
     processes: int
     disturbances: list[str]
-    statuses: list[int | None]
+    statuses: list[list[int | None]]
+    seconds: list[float]
     problem: str
 
 
@@ -65,62 +76,78 @@ def main(config: Config) -> list[Outcome]:
             f"output_dir={config.output_dir!r}; expected the name of a folder "
             "that does not exist yet."
         )
-    generator = random.Random(config.seed)
+    counts = [config.per_job] * (config.runs // config.per_job)
+    counts += [config.runs % config.per_job] * (sum(counts) < config.runs)
+    end = time.monotonic() + 60 * config.minutes if config.minutes else math.inf
     outcomes: list[Outcome] = []
-    while len(outcomes) < config.runs:
-        count = min(config.per_job, config.runs - len(outcomes))
-        outcomes += _runs_of_job(config, generator, folder, count)
-    _print_table(outcomes)
+    with concurrent.futures.ThreadPoolExecutor(config.at_once) as pool:
+        for of_job in pool.map(
+            lambda job: _runs_of_job(config, folder, end, *job),
+            enumerate(counts),
+        ):
+            outcomes += of_job
+    print_table(outcomes)
     return outcomes
 
 
-def _runs_of_job(config, generator, folder, count) -> list[Outcome]:
+def _runs_of_job(config, folder, end, number, count) -> list[Outcome]:
     from benchmarks.chaos.job import draw
+    from benchmarks.chaos.running import Running
 
+    generator = random.Random(f"{config.seed}/{number}")
     job = draw(generator, int(generator.choice(config.processes)))
-    alone = folder / "alone"
+    alone = folder / f"alone-{number}"
     outcomes: list[Outcome] = []
-    statuses = _start(job, alone, False, config).wait(config.job_seconds)
-    problem = "" if set(statuses) == {0} else f"undisturbed: {statuses}"
-    while not problem and len(outcomes) < count:
-        disturbed = folder / "disturbed"
+    if time.monotonic() > end:
+        return outcomes
+    statuses = Running(job, alone, False).wait(config.job_seconds)
+    if set(statuses) != {0}:
+        problem = f"undisturbed: {statuses}"
+        outcomes = [Outcome(job.parts(), job.processes, [], [], [], problem)]
+        _report(folder, outcomes[0])
+        return outcomes
+    while len(outcomes) < count and time.monotonic() < end:
+        disturbed = folder / f"disturbed-{number}-{len(outcomes)}"
         outcome = _disturbed_run(job, config, generator, disturbed)
         outcome.problem = outcome.problem or _difference(alone, disturbed)
         outcomes.append(outcome)
-        _report(outcome)
-        if outcome.problem:
-            shutil.move(disturbed, folder / f"failed-{time.time_ns()}")
-        else:
+        _report(folder, outcome)
+        if not outcome.problem:
             shutil.rmtree(disturbed)
-    if problem:
-        outcomes.append(Outcome(job.parts(), job.processes, [], [], problem))
-        _report(outcomes[-1])
     shutil.rmtree(alone)
     return outcomes
 
 
-def _report(outcome: Outcome) -> None:
-    print(
-        f"{'FAILED ' + outcome.problem if outcome.problem else 'same'}: "
-        f"{outcome.processes} processes, {outcome.job}; "
-        f"{', '.join(outcome.disturbances)}; ended {outcome.statuses}",
-        flush=True,
-    )
+_printing = threading.Lock()
+
+
+def _report(folder: pathlib.Path, outcome: Outcome) -> None:
+    with _printing:
+        print(
+            f"{'FAILED ' + outcome.problem if outcome.problem else 'same'}: "
+            f"{outcome.processes} processes, {outcome.job}; "
+            f"{', '.join(outcome.disturbances)}; ended {outcome.statuses} "
+            f"after {[round(each, 1) for each in outcome.seconds]} s",
+            flush=True,
+        )
+        with open(folder / "runs.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
 
 
 def _disturbed_run(job, config, generator, folder) -> Outcome:
     from benchmarks.chaos.disturbances import KINDS, Disturbed
+    from benchmarks.chaos.running import Running, newest
 
-    outcome = Outcome(job.parts(), job.processes, [], [], "")
+    outcome = Outcome(job.parts(), job.processes, [], [], [], "")
     checkpoints = folder / "checkpoints"
-    kinds = [generator.choice(KINDS) for _ in range(generator.randint(1, 3))]
+    kinds = [generator.choice(KINDS) for _ in range(generator.randint(1, 2))]
     for start in range(_STARTS):
-        running = _start(job, folder, True, config)
-        disturbance = None
+        running = Running(job, folder, True)
+        disturbance = kind = None
         if start < len(kinds):
-            # Past the start, and some saves on.
-            number = _newest(checkpoints) + generator.randint(1, 13)
-            running.until(checkpoints, number, generator.uniform(5.0, 60.0))
+            # At the start, or past it and some saves on.
+            number = newest(checkpoints) + generator.randint(1, 13)
+            running.until(checkpoints, number, generator.uniform(1.0, 60.0))
             time.sleep(generator.uniform(0.0, 0.1))
             if running.is_alive():
                 kind = kinds[start]
@@ -129,88 +156,43 @@ def _disturbed_run(job, config, generator, folder) -> Outcome:
                     kind, checkpoints, generator, config.stop_seconds
                 )
                 disturbance.strike(running.pid(generator))
+        begin = time.monotonic()
         statuses = running.wait(config.job_seconds)
-        outcome.statuses.append(max(statuses, key=lambda s: s != 0))
+        outcome.statuses.append(statuses)
         if disturbance is not None:
+            outcome.seconds.append(time.monotonic() - begin)
             disturbance.aftermath()
         if set(statuses) == {0}:
-            return outcome
-        unexpected = [s for s in statuses if s not in _EXPECTED]
-        if unexpected:
-            outcome.problem = f"ended with {unexpected}"
             return outcome
         if "None of the checkpoints" in _last_line(folder):
             # The only one was damaged: said, and begun anew by the user.
             shutil.rmtree(checkpoints)
+        elif _unexpected(statuses, kind, folder):
+            outcome.problem = f"ended with {statuses}"
+            return outcome
     outcome.problem = f"did not end in {_STARTS} starts"
     return outcome
 
 
-class _Running:
-    """The processes of one start of a job."""
+def _unexpected(statuses, kind, folder) -> list[int | None]:
+    from benchmarks.chaos.disturbances import statuses_after
+    from benchmarks.chaos.job import begun
 
-    def __init__(self, processes):
-        self._processes = processes
-
-    def is_alive(self) -> bool:
-        return all(each.is_alive() for each in self._processes)
-
-    def pid(self, generator: random.Random) -> int:
-        return generator.choice(self._processes).pid
-
-    def until(
-        self, checkpoints: pathlib.Path, number: int, seconds: float
-    ) -> None:
-        """Returns when that checkpoint is there, or some time has passed."""
-        end = time.monotonic() + seconds
-        while self.is_alive() and _newest(checkpoints) < number:
-            if time.monotonic() > end:
-                return
-            time.sleep(0.002)
-
-    def wait(self, seconds: float) -> list[int | None]:
-        """Their exit statuses; None for one that hung, and was killed."""
-        end = time.monotonic() + seconds
-        statuses = []
-        for each in self._processes:
-            each.join(max(end - time.monotonic(), 0.1))
-            statuses.append(each.exitcode)
-            if each.is_alive():
-                each.kill()
-                each.join()
-        return statuses
-
-
-def _start(job, folder, saves, config) -> _Running:
-    from benchmarks.chaos.job import program as trains
-
-    folder.mkdir(parents=True, exist_ok=True)
-    addresses = []
-    if job.processes > 1:
-        addresses = [f"127.0.0.1:{_free_port()}" for _ in range(job.processes)]
-    started = [
-        _processes.Process(
-            target=trains, args=(job, folder, saves, worker, addresses)
-        )
-        for worker in range(job.processes)
+    return [
+        status
+        for worker, status in enumerate(statuses)
+        if status not in statuses_after(kind)
+        # SIGTERM is what it is until fit is called.
+        and (status != -signal.SIGTERM or (folder / begun(worker)).exists())
     ]
-    for each in started:
-        each.start()
-    return _Running(started)
-
-
-def _newest(checkpoints: pathlib.Path) -> int:
-    numbers = [
-        int(path.stem.partition("-")[2])
-        for path in checkpoints.glob("ckpt-*.index")
-    ]
-    return max(numbers, default=0)
 
 
 def _difference(alone: pathlib.Path, disturbed: pathlib.Path) -> str:
     """What is not the same bits; "" where all is."""
     import h5py
     import numpy as np
+
+    from benchmarks.chaos.job import BEST
 
     with (
         np.load(alone / "final.npz") as one,
@@ -219,14 +201,15 @@ def _difference(alone: pathlib.Path, disturbed: pathlib.Path) -> str:
         for name in one.files:
             if not np.array_equal(one[name], other[name], equal_nan=True):
                 return f"variable {name} differs"
-    best = "best.weights.h5"
-    if (alone / best).exists() != (disturbed / best).exists():
-        return "one has no best file"
-    if not (alone / best).exists():
-        return ""
-    found: list[dict[str, bytes]] = [{}, {}]
-    for values, folder in zip(found, (alone, disturbed), strict=True):
-        with h5py.File(folder / best) as file:
+    found = []
+    for folder in (alone, disturbed):
+        if not (folder / BEST).exists():
+            found.append({})
+            continue
+        with zipfile.ZipFile(folder / BEST) as archive:
+            weights = archive.read("model.weights.h5")
+        values: dict[str, bytes] = {}
+        with h5py.File(io.BytesIO(weights)) as file:
             file.visititems(
                 lambda name, item, values=values: (
                     values.update({name: item[()].tobytes()})
@@ -234,6 +217,7 @@ def _difference(alone: pathlib.Path, disturbed: pathlib.Path) -> str:
                     else None
                 )
             )
+        found.append(values)
     return "" if found[0] == found[1] else "the best file differs"
 
 
@@ -242,29 +226,30 @@ def _last_line(folder: pathlib.Path) -> str:
     return next((x for x in reversed(lines) if x.startswith("tfamp: ")), "")
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def _print_table(outcomes: list[Outcome]) -> None:
+def print_table(outcomes: list[Outcome]) -> None:
+    """Of each disturbance: how many runs had it, and how many were right."""
     runs: collections.Counter = collections.Counter()
     right: collections.Counter = collections.Counter()
+    longest: dict[tuple[str, int], float] = {}
     for outcome in outcomes:
         for kind in [*set(outcome.disturbances), "all"]:
             runs[kind, outcome.processes] += 1
             right[kind, outcome.processes] += not outcome.problem
-    print("\n| disturbance | processes | runs | the same bits |")
-    print("|:--|--:|--:|--:|")
-    for kind, processes in sorted(runs):
-        key = (kind, processes)
-        print(f"| {kind} | {processes} | {runs[key]} | {right[key]} |")
+        for kind, seconds in zip(
+            outcome.disturbances, outcome.seconds, strict=True
+        ):
+            key = (kind, outcome.processes)
+            longest[key] = max(longest.get(key, 0.0), seconds)
+    print(
+        "\n| disturbance | processes | runs | the same bits | ended after at "
+        "most |\n|:--|--:|--:|--:|--:|"
+    )
+    for key in sorted(runs):
+        seconds = f"{longest[key]:.0f} s" if key in longest else ""
+        print(
+            f"| {key[0]} | {key[1]} | {runs[key]} | {right[key]} | {seconds} |"
+        )
 
-
-# TensorFlow is imported once; each process is a fork of that.
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["benchmarks.chaos.job"])
 
 if __name__ == "__main__":
     sys.exit(program.run(Config, main, __doc__ or "", sys.argv[1:]))

@@ -20,6 +20,23 @@ KINDS = (
     "read-only folder",
 )
 
+# What processes end with then: done, told to end or to be started again, or
+# bad input. A worker that has lost another asks to be started again.
+_AFTER = {
+    "SIGKILL": (0, 75, -9),
+    "SIGTERM": (0, 75),
+    "SIGSTOP": (0, 75),
+    "full disk": (0, 75),
+    "torn file": (0, 75, -9),
+    "flipped bit": (0, 75, -9),
+    "read-only folder": (0, 2, 75),
+}
+
+
+def statuses_after(kind: str | None) -> tuple[int, ...]:
+    """The exit statuses that are right; of None, where nothing happened."""
+    return (0,) if kind is None else _AFTER[kind]
+
 
 class Disturbed:
     """One disturbance of a running process.

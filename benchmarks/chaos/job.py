@@ -1,12 +1,14 @@
 """A small training run of random parts, as a process that can be disturbed."""
 
-import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import pathlib
 import random
+import signal
 import sys
+from multiprocessing.connection import Connection
 
 import keras
 import numpy as np
@@ -14,9 +16,12 @@ import tensorflow as tf
 
 import tfamp
 import tfamp.training.run
+from tfamp.checkpoint.place import full_disks_told
+from tfamp.distribute.cluster import multi_worker_strategy, resolve_cluster
 from tfamp.recipe import describe_exit
 
-ROWS, BATCH, EPOCHS = 72, 12, 6
+BEST = "best.keras"
+ROWS, BATCH, EPOCHS = 60, 12, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +78,27 @@ def draw(generator: random.Random, processes: int) -> Job:
     )
 
 
+def begun(worker: int) -> str:
+    """The name of the file that tells that a start has come to fit."""
+    return f"begun-{worker}"
+
+
 def program(
     job: Job,
     folder: pathlib.Path,
     saves: bool,
     worker: int,
     addresses: list[str],
+    errors: Connection,
 ) -> None:
-    """Trains, and leaves the final values in `folder`; never returns."""
-    errors = os.open(
-        folder / f"errors-{worker}.txt",
-        os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-    )
-    os.dup2(errors, 2)
+    """Trains, and leaves the final values in `folder`; never returns.
+
+    Args:
+        errors: takes what it prints, also where no file can grow.
+    """
+    (folder / begun(worker)).unlink(missing_ok=True)
+    os.dup2(errors.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1, file=2)
     if addresses:
         os.environ["TF_CONFIG"] = json.dumps(
             {
@@ -98,12 +111,10 @@ def program(
         _train(job, folder, saves, worker)
     except BaseException as error:
         line, status = describe_exit(error) or ("", 1)
-        # The disk may be full for this too.
-        with contextlib.suppress(OSError):
-            if line:
-                print(f"tfamp: {line}", file=sys.stderr, flush=True)
-            else:
-                sys.excepthook(*sys.exc_info())
+        if line:
+            print(f"tfamp: {line}", file=sys.stderr, flush=True)
+        else:
+            sys.excepthook(*sys.exc_info())
     # Threads of a cluster that has lost a worker may wait for ever.
     os._exit(status)
 
@@ -114,9 +125,13 @@ def _train(job: Job, folder: pathlib.Path, saves: bool, worker: int) -> None:
     # As often as a run reports: a kill then finds all kinds of moments.
     tfamp.training.run.SECONDS_BETWEEN_SAVES = 0
     tfamp.set_precision(job.precision)
-    strategy = tfamp.get_strategy(
-        "multi_worker" if job.processes > 1 else "one_device"
-    )
+    if job.processes > 1:
+        # Not for an hour: one that was killed at the start does not come.
+        strategy = multi_worker_strategy(
+            resolve_cluster(), start_timeout_seconds=90.0
+        )
+    else:
+        strategy = tfamp.get_strategy("one_device")
     generator = np.random.default_rng(0)
     x = generator.normal(size=(ROWS, 8)).astype("float32")
     y = x[:, :3].argmax(axis=1)
@@ -128,6 +143,7 @@ def _train(job: Job, folder: pathlib.Path, saves: bool, worker: int) -> None:
         dataset = dataset.shuffle(ROWS, seed=5)
     with strategy.scope():
         model = _build(job)
+    (folder / begun(worker)).touch()
     tfamp.fit(
         model,
         dataset.batch(BATCH, drop_remainder=True),
@@ -142,7 +158,8 @@ def _train(job: Job, folder: pathlib.Path, saves: bool, worker: int) -> None:
     if worker == 0:
         values = [*model.weights, *model.optimizer.variables]
         part = folder / "part.npz"
-        np.savez(part, *[value.numpy() for value in values])
+        with full_disks_told():
+            np.savez(part, *[value.numpy() for value in values])
         part.rename(folder / "final.npz")
 
 
@@ -155,7 +172,7 @@ def _build(job: Job) -> keras.Model:
     model = keras.Sequential([*layers, keras.layers.Dense(3)])
     rate = 0.02
     if job.schedule:
-        rate = keras.optimizers.schedules.CosineDecay(rate, 40)
+        rate = keras.optimizers.schedules.CosineDecay(rate, 25)
     model.compile(
         tfamp.wrap_optimizer(
             keras.optimizers.AdamW(
@@ -184,15 +201,15 @@ def _callbacks(
     if job.early_stopping:
         found.append(
             keras.callbacks.EarlyStopping(
-                patience=4, min_delta=0.5, restore_best_weights=True
+                patience=3, min_delta=0.5, restore_best_weights=True
             )
         )
     if job.best:
         found.append(
             keras.callbacks.ModelCheckpoint(
-                str(folder / "best.weights.h5"),
+                # HDF5 ends the process where a file of its own cannot grow.
+                str(folder / BEST),
                 save_best_only=True,
-                save_weights_only=True,
             )
         )
     return found

@@ -114,6 +114,23 @@ def test_a_full_disk_of_a_callback_is_one_line():
         raise PermissionError(errno.EACCES, "no")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Unable to flush (errno = 28, 'No space left on device')"),
+        tf.errors.ResourceExhaustedError(
+            None, None, "/d/events.1; No space left on device [Op:X]"
+        ),
+    ],
+)
+def test_a_full_disk_of_a_library_is_one_line(error):
+    line = r"^A file cannot be written: No space left\.$"
+    with pytest.raises(SaveError, match=line), place.full_disks_told():
+        raise error
+    with pytest.raises(RuntimeError, match="mine"), place.full_disks_told():
+        raise RuntimeError("mine")
+
+
 def test_links_go_and_their_targets_stay(tmp_path):
     target = tmp_path / "target"
     target.mkdir()

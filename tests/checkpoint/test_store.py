@@ -1,5 +1,6 @@
 """What is saved comes back whole, or is told to be something else."""
 
+import os
 import pathlib
 import random
 import re
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import mostly_long
+from tests.conftest import mostly_long, mostly_slow
 from tests.resumable_run import (
     assert_same_bits,
     build_model,
@@ -254,11 +255,55 @@ def spoil_all_bytes(directory):
         file.write_bytes(b"\xff" * len(file.read_bytes()))
 
 
+def zero_bytes(directory):
+    file = files_of(directory, 2)[0]
+    content = bytearray(file.read_bytes())
+    content[40:104] = bytes(64)
+    file.write_bytes(content)
+
+
+def older_data(directory):
+    shutil.copy(files_of(directory, 1)[0], files_of(directory, 2)[0])
+
+
+def data_is_a_folder(directory):
+    file = files_of(directory, 2)[0]
+    file.unlink()
+    file.mkdir()
+
+
+def index_is_a_folder(directory):
+    file = files_of(directory, 2)[1]
+    file.unlink()
+    file.mkdir()
+
+
 DAMAGE = [cut_data, cut_index, empty_index, lose_data, flip_a_bit]
+RARE_DAMAGE = [zero_bytes, older_data, data_is_a_folder, index_is_a_folder]
+
+
+def lose_index(directory):
+    files_of(directory, 2)[1].unlink()
+
+
+def huge_number(directory):
+    for file in files_of(directory, 2):
+        file.rename(str(file).replace("ckpt-2", f"ckpt-{10**20}"))
+
+
+def zeros_before(directory):
+    for file in files_of(directory, 2):
+        file.rename(str(file).replace("ckpt-2", "ckpt-002"))
 
 
 class TestDamage:
-    @pytest.mark.parametrize("damage", [*DAMAGE, spoil_all_bytes])
+    @pytest.mark.parametrize(
+        "damage",
+        mostly_slow(
+            [*DAMAGE, spoil_all_bytes, *RARE_DAMAGE],
+            always=[*DAMAGE, spoil_all_bytes],
+        ),
+    )
     def test_of_the_newest_is_reported_and_the_one_before_used(
         self, damage, tmp_path, warnings_of_absl
     ):
@@ -276,6 +321,30 @@ class TestDamage:
         checkpoints.save(Position(5))
         assert len(files_of(tmp_path, 3)) == 2
         assert Checkpoints(model, tmp_path).restore() == Position(5)
+
+    @pytest.mark.parametrize(
+        "lose",
+        mostly_slow(
+            [lose_index, huge_number, zeros_before], always=[huge_number]
+        ),
+    )
+    def test_what_is_no_save_by_its_name_is_none(self, lose, tmp_path):
+        model, _ = saved_run(tmp_path)
+        lose(tmp_path)
+        checkpoints = Checkpoints(model, tmp_path)
+        assert checkpoints.restore() == Position(0)
+        checkpoints.save(Position(5))
+        assert Checkpoints(model, tmp_path).restore() == Position(5)
+
+    def test_of_the_best_is_no_reason_to_stop(self, tmp_path):
+        model, checkpoints = saved_run(tmp_path)
+        checkpoints.save(Position(2), {"loss": 1.0})
+        for file in (tmp_path / "best").glob("ckpt-*"):
+            file.write_bytes(b"")
+        checkpoints = Checkpoints(model, tmp_path)
+        assert checkpoints.restore() == Position(2)
+        checkpoints.save(Position(3), {"loss": 2.0})
+        assert Checkpoints(model, tmp_path).restore_best() == Position(3)
 
     @pytest.mark.parametrize("content", [None, b"", b"\x00garbage: {"])
     def test_of_tensorflows_record_is_harmless(self, content, tmp_path):
@@ -321,8 +390,30 @@ class TestDamage:
         ]
         assert Checkpoints(model, tmp_path).restore() == Position(2)
 
+    def test_links_in_the_place_of_leftovers_lose_nothing(self, tmp_path):
+        model, _ = saved_run(tmp_path / "saves")
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "file").write_text("precious")
+        (tmp_path / "saves" / "ckpt-3_temp").symlink_to(mine)
+        (tmp_path / "saves" / "checkpoint.tmp").symlink_to(mine / "file")
+        checkpoints = Checkpoints(model, tmp_path / "saves")
+        checkpoints.restore()
+        checkpoints.save(Position(2))
+        assert (mine / "file").read_text() == "precious"
+        assert os.listdir(mine) == ["file"]
+        assert not (tmp_path / "saves" / "ckpt-3_temp").is_symlink()
+
 
 class TestDirectory:
+    def test_that_is_a_link_is_the_folder_that_it_leads_to(self, tmp_path):
+        model, _ = saved_run(tmp_path / "real")
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        checkpoints = Checkpoints(model, tmp_path / "link")
+        assert checkpoints.restore() == Position(1)
+        checkpoints.save(Position(2))
+        assert Checkpoints(model, tmp_path / "real").restore() == Position(2)
+
     def test_with_other_files_is_refused(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")
         with pytest.raises(tfamp.InputError, match=r"holds 'thesis\.txt'"):

@@ -13,6 +13,7 @@ import re
 import tensorflow as tf
 
 from tfamp.checkpoint import place
+from tfamp.distribute import vigil
 from tfamp.errors import InputError, SaveError
 
 # As they are counted here; who renames files may come to others.
@@ -92,7 +93,7 @@ class Folder:
             SaveError: where it can be, another time.
         """
         try:
-            with place.told_in_one_line(self.directory):
+            with vigil.alone(), place.told_in_one_line(self.directory):
                 if self._manager is None:
                     self._manager = self._managed()
                 # Never a number in use: a kill would leave half of either.

@@ -84,6 +84,11 @@ class Lease:
             if found is None:
                 # The folder was emptied; whoever did it is gone.
                 self._write()
+            elif not tf.io.gfile.isdir(self._directory):
+                raise InputError(
+                    f"{self._directory} is no directory any more; give "
+                    "another checkpoint_dir."
+                )
             elif found.get("id") != self._own["id"]:
                 raise InputError(
                     f"{_described(found)} took over {self._directory} while "

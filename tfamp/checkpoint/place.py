@@ -31,7 +31,7 @@ _LASTING_ERRORS = (
     tf.errors.UnauthenticatedError,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What TensorFlow files under errors of other kinds.
+# What TensorFlow files under errors of other kinds, and HDF5 under none.
 _PASSING_TEXTS = ("no space left", "file too large", "quota exceeded")
 
 
@@ -149,13 +149,18 @@ def full_disks_told() -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        name = f" {error.filename}" if error.filename else ""
-        raise SaveError(
-            f"A file{name} cannot be written: {os.strerror(error.errno)}."
-        ) from None
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        text = str(error).lower()
+        name = ""
+        if isinstance(error, OSError) and error.errno in _FULL:
+            reason = os.strerror(error.errno)
+            name = f" {error.filename}" if error.filename else ""
+        else:
+            found = [each for each in _PASSING_TEXTS if each in text]
+            if isinstance(error, SaveError) or not found:
+                raise
+            reason = found[0].capitalize()
+        raise SaveError(f"A file{name} cannot be written: {reason}.") from None
 
 
 def _reason(error: tf.errors.OpError | OSError) -> tuple[str, bool]:

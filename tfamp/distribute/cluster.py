@@ -12,6 +12,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+# TensorFlow has no public way to its coordination service.
+from tensorflow.python.eager import context
+
+from tfamp.distribute import vigil
 from tfamp.distribute.initial_values import broadcast_in_any_dtype
 from tfamp.distribute.loopback import accept_loopback_only, is_loopback
 from tfamp.distribute.schedulers import (
@@ -21,14 +25,16 @@ from tfamp.distribute.schedulers import (
     slurm_workers,
 )
 from tfamp.distribute.workers import (
+    JOIN_SECONDS,
     START_TIMEOUT_SECONDS,
     keep_signal_handlers,
     port_taken,
     split_address,
+    told_of_lost,
     wait_for_workers,
     worker_errors,
 )
-from tfamp.errors import InputError
+from tfamp.errors import InputError, WorkerLostError
 
 __all__ = [
     "CLUSTERS",
@@ -135,6 +141,7 @@ def multi_worker_strategy(
     addresses, index = _check(resolver)
     if len(addresses) > 1:
         wait_for_workers(addresses, index, start_timeout_seconds)
+        _bound_joining(resolver)
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     implementations = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
@@ -152,6 +159,12 @@ def multi_worker_strategy(
         if "Could not start gRPC server" not in str(error):
             raise
         raise port_taken(port, index) from None
+    except tf.errors.DeadlineExceededError:
+        raise WorkerLostError(
+            f"Not all workers had joined {JOIN_SECONDS} s after they had all "
+            "been there; the output of the first that ended says why. Restart "
+            "the job."
+        ) from None
     except RuntimeError as error:
         if "must be configured at program startup" not in str(error):
             raise
@@ -162,8 +175,41 @@ def multi_worker_strategy(
     if all(is_loopback(split_address(a)[0]) for a in addresses):
         accept_loopback_only(port)
     if len(addresses) > 1:
+        vigil.begin(
+            [split_address(a) for a in addresses],
+            _tasks(resolver),
+            index,
+            told_of_lost,
+        )
         broadcast_in_any_dtype(strategy)
     return strategy
+
+
+def _bound_joining(resolver):
+    """Lets TensorFlow wait for those that have come, and not for an hour."""
+    if context.context().coordination_service is not None:
+        return
+    spec = resolver.cluster_spec()
+    jobs = [job for job in _TRAINING_JOBS if job in spec.jobs]
+    known = tf.compat.v1.ConfigProto().experimental.coordination_config
+    for job in jobs:
+        known.coordinated_job_list.add(name=job, num_tasks=spec.num_tasks(job))
+    context.context().configure_coordination_service(
+        "standalone",
+        service_leader=f"/job:{jobs[0]}/replica:0/task:0",
+        cluster_register_timeout_in_ms=JOIN_SECONDS * 1000,
+        coordinated_jobs=list(known.coordinated_job_list),
+    )
+
+
+def _tasks(resolver) -> list[tuple[str, int]]:
+    spec = resolver.cluster_spec()
+    return [
+        (job, number)
+        for job in _TRAINING_JOBS
+        if job in spec.jobs
+        for number in spec.task_indices(job)
+    ]
 
 
 def tpu_strategy(name: str = "") -> tf.distribute.TPUStrategy:

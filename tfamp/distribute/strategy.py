@@ -20,6 +20,9 @@ from tfamp.errors import InputError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
+# To convert what splits a batch takes seconds, and it has nothing to convert.
+_unconverted = tf.autograph.experimental.do_not_convert
+
 # The last strategy of several replicas, until a model uses it.
 _last: list[weakref.ref] = []
 
@@ -210,18 +213,24 @@ def distribute_batches(
         count = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * count
 
+        @_unconverted
         def share_of(replica, *batch) -> Share:
             batch = batch if is_tuple else batch[0]
             data, rows = split_evenly(batch, replica, replicas)
             return Share(data, rows, count_rows(batch))
 
+        @_unconverted
         def shares_of(*batch) -> tf.data.Dataset:
             local = tf.data.Dataset.range(first, first + count)
-            return local.map(lambda replica: share_of(replica, *batch))
+            return local.map(
+                _unconverted(lambda replica: share_of(replica, *batch))
+            )
 
         if count == 1:
             # A dataset per batch takes longer than the step of a small model.
-            shares = batches.map(lambda *batch: share_of(first, *batch))
+            shares = batches.map(
+                _unconverted(lambda *batch: share_of(first, *batch))
+            )
         else:
             shares = batches.flat_map(shares_of)
         if parts is not None:

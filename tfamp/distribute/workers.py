@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
+from tfamp.distribute import vigil
 from tfamp.distribute.loopback import is_loopback
 from tfamp.errors import InputError, WorkerLostError
 
@@ -25,6 +26,8 @@ from tfamp.errors import InputError, WorkerLostError
 # 10 s to fail if that host no longer answers at all.
 WORKER_LOST_SECONDS = 20
 START_TIMEOUT_SECONDS = 3600.0
+# From when all have come to where all have joined: TensorFlow starts there.
+JOIN_SECONDS = 240
 
 _POLL_SECONDS = 0.2
 _NOTICE_SECONDS = 10.0
@@ -62,25 +65,41 @@ def worker_errors() -> Iterator[None]:
 
     TensorFlow raises at the next all-reduce, at most `WORKER_LOST_SECONDS`
     after a worker died. It cannot go on afterwards in this process, which can
-    save nothing that needs an all-reduce, but exits normally.
+    save nothing that needs an all-reduce, but exits normally. Where it does not
+    raise, `tfamp.distribute.vigil` ends the process within a minute and a half.
 
     Raises:
         WorkerLostError: instead of a `tf.errors.OpError` about a lost worker.
             Any other error passes unchanged.
     """
     try:
-        yield
+        with vigil.needs_all():
+            yield
     except _LOST as error:
-        message = f"{error.message}"
-        is_lost = _LOST_MARKS.search(message)
-        if not is_lost or _OUT_OF_STEP_MARKS.search(message):
+        found = lost_by(error)
+        if found is None:
             raise
-        raise lost(_lost_workers(message)) from error
+        raise found from error
+
+
+def lost_by(error: BaseException) -> WorkerLostError | None:
+    """What an error of TensorFlow says of other workers, if anything."""
+    if not isinstance(error, _LOST):
+        return None
+    message = f"{error.message}"
+    is_lost = _LOST_MARKS.search(message)
+    if not is_lost or _OUT_OF_STEP_MARKS.search(message):
+        return None
+    return lost(_lost_workers(message))
 
 
 def lost(names: str) -> WorkerLostError:
     """The error for workers that stopped answering."""
-    return WorkerLostError(
+    return WorkerLostError(told_of_lost(names))
+
+
+def told_of_lost(names: str) -> str:
+    return (
         f"{names} stopped answering, and training cannot go on; the output of "
         "the first that ended says why. Restart the job: it resumes from its "
         "checkpoint_dir, if it has one."

@@ -16,15 +16,27 @@ from tfamp.errors import InputError
 _told: set[pathlib.Path] = set()
 
 
-def output_folder(output_dir: str | os.PathLike) -> pathlib.Path:
+def output_folder(output_dir: str | bytes | os.PathLike) -> pathlib.Path:
     """The folder as a path, checked before training and without a trace.
 
     Raises:
         InputError: It is no local path, no folder, or cannot be written.
     """
-    if "://" in str(output_dir):
+    try:
+        output_dir = os.fsdecode(output_dir)
+    except TypeError:
         raise InputError(
-            f"output_dir {str(output_dir)!r} is not a local folder; expected "
+            f"output_dir={output_dir!r} is no path; pass a string or a "
+            "pathlib.Path."
+        ) from None
+    if not output_dir or "\0" in output_dir:
+        raise InputError(
+            f"output_dir={output_dir!r} names no folder; pass the path of "
+            "one, without null characters."
+        )
+    if "://" in output_dir:
+        raise InputError(
+            f"output_dir {output_dir!r} is not a local folder; expected "
             "a path on this machine."
         )
     folder = pathlib.Path(output_dir).expanduser().absolute()
@@ -34,12 +46,12 @@ def output_folder(output_dir: str | os.PathLike) -> pathlib.Path:
         existing = existing.parent
     if not existing.is_dir():
         raise InputError(
-            f"output_dir {str(output_dir)!r} cannot be made: {existing} is "
+            f"output_dir {output_dir!r} cannot be made: {existing} is "
             "not a folder."
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(
-            f"output_dir {str(output_dir)!r} cannot be written: no permission "
+            f"output_dir {output_dir!r} cannot be written: no permission "
             f"in {existing}."
         )
     return folder

@@ -120,6 +120,7 @@ def describe_exit(error: BaseException) -> tuple[str, int] | None:
 
     Shared by recipes and by the commands of `tfamp`.
     """
+    error = _lost_by(error) or error
     text = str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", _EXIT_INTERRUPTED
@@ -149,6 +150,15 @@ def report_exit(error: BaseException) -> int:
     line, status = described
     print(f"tfamp: {line}", file=sys.stderr)
     return status
+
+
+def _lost_by(error: BaseException) -> WorkerLostError | None:
+    """A lost worker that was found outside of fit: where a model is built."""
+    if not type(error).__module__.startswith("tensorflow."):
+        return None
+    from tfamp.distribute.workers import lost_by
+
+    return lost_by(error)
 
 
 def quiet_tensorflow() -> None:

@@ -14,6 +14,7 @@ from tfamp.checkpoint import other_state, preemption
 from tfamp.checkpoint.data_position import advance
 from tfamp.checkpoint.first_batches import FirstBatches
 from tfamp.checkpoint.store import Checkpoints, Position
+from tfamp.distribute import vigil
 from tfamp.distribute.agreement import check_alike
 from tfamp.distribute.consensus import Consensus, number_of_workers
 from tfamp.distribute.strategy import devices_of, distribute_batches
@@ -147,7 +148,8 @@ class Run:
             self.leaves_averages = keras_internals.leaves_averages(
                 model.optimizer
             )
-        self.callbacks.on_train_end(logs)
+        with vigil.alone():
+            self.callbacks.on_train_end(logs)
         if logs and model.stop_training and self._checkpoints is not None:
             # EarlyStopping has put the best weights back by now, and a run
             # that is stopped does not go on from others.
