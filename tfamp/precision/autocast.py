@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfamp import keras_internals
 from tfamp.precision import loops, regions, replaced
 from tfamp.precision.regions import Region
+from tfamp.scaling.optimizer import LossScaleOptimizer
 
 
 def _names(text: str) -> frozenset[str]:
@@ -56,7 +57,12 @@ _OPERATORS = {
     "getitem": "getitem",
 }
 # `tf` calls these otherwise than `keras.ops` does.
-_SAME = {"pow": "power", "truediv": "divide", "div_no_nan": "divide_no_nan"}
+_SAME = {
+    "pow": "power",
+    "truediv": "divide",
+    "realdiv": "divide",
+    "div_no_nan": "divide_no_nan",
+}
 # They run functions of the caller.
 _CONTROL = _names(
     "associative_scan case cond foldl foldr fori_loop map map_fn recompute_grad"
@@ -116,6 +122,16 @@ def _replacements() -> list[tuple]:
         found.extend(_functions(module, module.__name__, by_keras=True))
     for module in (tf, tf.math, tf.nn, tf.linalg):
         found.extend(_functions(module, "tensorflow", by_keras=False))
+    for owner, name in _public(tf.debugging, tf.image, tf.signal, tf.sparse):
+        function = vars(owner)[name]
+        found.append((owner, name, function, replaced.taken(function)))
+    for owner, name in keras_internals.storing_functions():
+        function = vars(owner)[name]
+        found.append((owner, name, function, replaced.stored(function)))
+    owner, name = keras_internals.TRACED_CALL
+    function = vars(owner)[name]
+    new = replaced.taken(function, suspends=False)
+    found.append((owner, name, function, new))
     for short, name in _OPERATORS.items():
         special = f"__{short}__"
         if special in vars(tf.Tensor):
@@ -129,6 +145,9 @@ def _replacements() -> list[tuple]:
     for owner, name in (
         *keras_internals.casts_of_keras(),
         *keras_internals.gradient_functions(),
+        # In a step: gradients and weights have dtypes of their own.
+        *keras_internals.applying_functions(),
+        (LossScaleOptimizer, "apply"),
     ):
         function = vars(owner)[name]
         found.append((owner, name, function, replaced.suspended(function)))
@@ -137,6 +156,13 @@ def _replacements() -> list[tuple]:
         (keras.layers.Layer, "__call__", call, replaced.layer_call(call)),
     )
     return found
+
+
+def _public(*modules) -> Iterator[tuple]:
+    for module in modules:
+        for name, function in vars(module).items():
+            if not name.startswith("_") and inspect.isfunction(function):
+                yield module, name
 
 
 def _functions(module, home: str, by_keras: bool) -> Iterator[tuple]:

@@ -31,11 +31,18 @@ FLOAT32 = (
     _row(
         "exponentials overflow float16 from 11.1 on, and turn a rounding of"
         " the exponent into a relative error of the result",
-        "exp exp2 expm1 sinh cosh logaddexp logaddexp2 softplus",
+        "exp exp2 expm1 sinh cosh logaddexp logaddexp2 softplus celu ldexp i0"
+        " bessel_i0 bessel_i0e bessel_i1 bessel_i1e",
+    ),
+    _row(
+        "made of powers and exponentials, here or in their gradient, which"
+        " other libraries' kernels compute in float32 inside",
+        "gelu erf erfc erfcinv squareplus",
     ),
     _row(
         "logarithms of small numbers, which 16 bits flush to 0 or round",
-        "log log10 log1p log2 logdet slogdet lgamma digamma log_sigmoid",
+        "log log10 log1p log2 logdet slogdet lgamma digamma log_sigmoid xlogy"
+        " xlog1py lbeta",
     ),
     _row(
         "powers and squares overflow float16 from 256 on, and underflow below"
@@ -44,13 +51,13 @@ FLOAT32 = (
     ),
     _row(
         "roots and reciprocals of sums of squares and of small numbers",
-        "sqrt rsqrt reciprocal cbrt hypot",
+        "sqrt rsqrt reciprocal reciprocal_no_nan cbrt hypot",
     ),
     _row(
         "a quotient by a small number overflows, and one by an epsilon that"
         " 16 bits flush to 0 is infinite; a constant that 16 bits hold divides"
         " in 16 bits",
-        "divide true_divide divide_no_nan",
+        "divide true_divide divide_no_nan xdivy rgb_to_hsv",
     ),
     _row(
         "softmax saturates in 16 bits, and its gradient is then exactly 0",
@@ -60,7 +67,9 @@ FLOAT32 = (
         "norms are roots of sums of squares",
         "norm normalize l2_normalize batch_normalization layer_normalization"
         " layer_norm rms_normalization group_normalization moments"
-        " weighted_moments lp_pool psnr",
+        " weighted_moments sufficient_statistics normalize_moments lp_pool psnr"
+        " lrn local_response_normalization cdist clip_by_norm"
+        " clip_by_global_norm global_norm",
     ),
     _row(
         "variances are differences of sums of squares",
@@ -93,9 +102,10 @@ FLOAT32 = (
         "sin cos tan sinc angle",
     ),
     _row(
-        "inverse functions that are steep at the ends of their range",
+        "inverse functions that are steep at the ends of their range, or"
+        " divide by a square in their gradient",
         "acos arccos asin arcsin acosh arccosh atanh arctanh erfinv logit"
-        " ndtri",
+        " ndtri atan arctan atan2 arctan2 asinh arcsinh",
     ),
     _row(
         "losses",
@@ -105,12 +115,13 @@ FLOAT32 = (
         " sparse_softmax_cross_entropy_with_logits"
         " sigmoid_cross_entropy_with_logits"
         " weighted_cross_entropy_with_logits log_poisson_loss nce_loss"
-        " sampled_softmax_loss",
+        " sampled_softmax_loss compute_average_loss",
     ),
     _row(
         "decompositions and solutions, which have no kernel in 16 bits",
         "cholesky cholesky_inverse det eig eigh inv lstsq lu_factor pinv qr"
-        " solve solve_triangular svd jvp fft fft2 ifft2 rfft irfft stft istft",
+        " solve solve_triangular svd expm logm sqrtm jvp fft fft2 ifft2 rfft"
+        " irfft stft istft",
     ),
 )
 
