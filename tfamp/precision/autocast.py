@@ -70,13 +70,25 @@ _CONTROL = _names(
 )
 # They neither take nor return numbers, or run a program that is none of ours.
 _ALONE = _names(
-    "Variable autograph compute_output_spec convert_to_numpy custom_gradient"
-    " control_dependencies device device_scope dynamic_partition enable_v2"
-    " function get_logger get_static_value grad_pass_through group"
-    " histogram_fixed_width init_scope inside_function is_symbolic_tensor"
+    "Variable assert_type autograph compute_output_spec convert_to_numpy"
+    " custom_gradient control_dependencies device device_scope"
+    " dynamic_partition enable_v2 function get_logger get_static_value"
+    " grad_pass_through group histogram_fixed_width init_scope inside_function"
+    " is_symbolic_tensor"
     " is_tensor load_library load_op_library name_scope no_gradient no_op"
     " numpy_function py_function print random_seed_dtype rank shape shape_n"
     " size stop_recording type_spec_from_value unstack_shape"
+)
+
+_TENSORFLOW = (
+    tf,
+    tf.math,
+    tf.nn,
+    tf.linalg,
+    tf.debugging,
+    tf.image,
+    tf.signal,
+    tf.sparse,
 )
 
 _lock = threading.Lock()
@@ -120,17 +132,14 @@ def _replacements() -> list[tuple]:
     found: list[tuple] = []
     for module in keras_internals.backend_modules():
         found.extend(_functions(module, module.__name__, by_keras=True))
-    for module in (tf, tf.math, tf.nn, tf.linalg):
+    for module in _TENSORFLOW:
         found.extend(_functions(module, "tensorflow", by_keras=False))
-    for owner, name in _public(tf.debugging, tf.image, tf.signal, tf.sparse):
-        function = vars(owner)[name]
-        found.append((owner, name, function, replaced.taken(function)))
     for owner, name in keras_internals.storing_functions():
         function = vars(owner)[name]
         found.append((owner, name, function, replaced.stored(function)))
     owner, name = keras_internals.TRACED_CALL
     function = vars(owner)[name]
-    new = replaced.taken(function, suspends=False)
+    new = replaced.traced(function)
     found.append((owner, name, function, new))
     for short, name in _OPERATORS.items():
         special = f"__{short}__"
@@ -156,13 +165,6 @@ def _replacements() -> list[tuple]:
         (keras.layers.Layer, "__call__", call, replaced.layer_call(call)),
     )
     return found
-
-
-def _public(*modules) -> Iterator[tuple]:
-    for module in modules:
-        for name, function in vars(module).items():
-            if not name.startswith("_") and inspect.isfunction(function):
-                yield module, name
 
 
 def _functions(module, home: str, by_keras: bool) -> Iterator[tuple]:

@@ -1,8 +1,9 @@
 """The table: which operations compute in float32, which in 16 bits, and why.
 
-Names are those of `keras.ops`. Functions of `tf`, `tf.math`, `tf.nn` and
-`tf.linalg` and the operators of tensors follow the row of the `keras.ops`
-function that they are; a row of `tf` names of its own says so.
+Names are those of `keras.ops`. Functions of `tf`, `tf.math`, `tf.nn`,
+`tf.linalg`, `tf.image`, `tf.signal` and `tf.sparse` and the operators of
+tensors follow the row of the `keras.ops` function that they are; a row of `tf`
+names of its own says so.
 
 What stands in no row computes in the dtype of its operands: in float32 as
 soon as one of them is.
@@ -79,7 +80,8 @@ FLOAT32 = (
         "sums stop growing at 256 in bfloat16 and 2048 in float16, products"
         " overflow",
         "sum mean average prod nansum nanmean nanstd nanvar nanprod trace"
-        " euclidean_norm trapezoid add_n accumulate_n l2_loss",
+        " euclidean_norm trapezoid add_n accumulate_n l2_loss ssim"
+        " ssim_multiscale total_variation",
     ),
     _row(
         "running sums and products, as sums",
@@ -130,7 +132,7 @@ PRODUCTS = _row(
     "matmul dot einsum tensordot vdot inner outer conv conv1d conv2d conv3d"
     " conv_transpose conv1d_transpose conv2d_transpose conv3d_transpose"
     " depthwise_conv depthwise_conv2d separable_conv separable_conv2d"
-    " convolution dot_product_attention matvec kron",
+    " convolution dot_product_attention matvec kron sparse_dense_matmul",
 )
 
 # Numbers made from nothing or from other dtypes: rounded to 16 bits they are
@@ -191,7 +193,10 @@ def _require_known(name: str, kinds: Mapping[str, str]) -> None:
     import keras
     import tensorflow as tf
 
-    owners = (keras.ops, tf, tf.math, tf.nn, tf.linalg)
+    owners = (
+        *(keras.ops, tf, tf.math, tf.nn, tf.linalg),
+        *(tf.image, tf.signal, tf.sparse),
+    )
     if name in kinds or any(hasattr(owner, name) for owner in owners):
         return
     near = difflib.get_close_matches(name, dir(keras.ops), n=3, cutoff=0.0)

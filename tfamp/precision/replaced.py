@@ -86,22 +86,15 @@ def suspended(function: Callable) -> Callable:
     return replacement
 
 
-def taken(function: Callable, suspends: bool = True) -> Callable:
-    """What takes its operands in the dtypes that they stand for.
-
-    Args:
-        function: a function that wants one dtype of all its operands.
-        suspends: whether it is to run without us.
-    """
+def traced(function: Callable) -> Callable:
+    """A call of a `tf.function`, whose trace may be for one dtype."""
 
     @functools.wraps(function)
     def replacement(*args, **kwargs):
-        region = regions.active()
-        if region is None:
+        if regions.active() is None:
             return function(*args, **kwargs)
         args, kwargs = as_meant((args, kwargs))
-        with regions.within(None if suspends else region):
-            return function(*args, **kwargs)
+        return function(*args, **kwargs)
 
     return replacement
 
