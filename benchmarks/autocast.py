@@ -94,9 +94,12 @@ REASONS = {
     " rounds the mean",
     "segment sum": "PyTorch adds in the operands' dtype, which stops at 256 in"
     " bfloat16",
+    "sigmoid": "takes what a sum before it returned, which stays float32 here"
+    " up to the next product",
     "sin": "as cos",
     "sqrt": "PyTorch takes the operands' dtype: a root of a float32 sum is"
     " float32, any other is rounded",
+    "tanh": "as sigmoid",
 }
 
 
@@ -177,7 +180,7 @@ def _variational_torch(torch, x, w):
         torch.exp(log_variance) + mean.square() - 1 - log_variance
     ).sum(-1)
     code = mean + torch.exp(0.5 * log_variance)
-    return code @ w + divergence[:, None]
+    return code @ w + divergence.unsqueeze(-1)
 
 
 def _rotary(x, w):

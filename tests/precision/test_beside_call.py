@@ -37,8 +37,8 @@ class OwnStep(keras.Model):
             hidden = ops.cast(self.dense(data[0]), self.compute_dtype)
             large = hidden * LARGE
             mean_square = tf.reduce_mean(tf.square(large))
-            share = tf.nn.softmax(large / ops.cast(LARGE, large.dtype))
-            product = ops.matmul(hidden, share)
+            share = tf.nn.softmax(large / LARGE)
+            product = ops.matmul(ops.transpose(hidden), share)
             loss = tf.cast(mean_square, tf.float32) / 1000
             scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
@@ -152,7 +152,7 @@ def test_a_step_that_stores_16_bits_and_calls_what_we_do_not_know(policy):
 
 def test_a_loss_of_the_models_own_computes_in_float32(policy):
     class OwnLoss(keras.Sequential):
-        def compute_loss(self, x=None, y=None, y_pred=None, **_):
+        def compute_loss(self, x=None, y=None, y_pred=None, *_, **__):
             hidden = ops.cast(y_pred, self.compute_dtype) * LARGE
             return ops.mean(ops.square(hidden))
 

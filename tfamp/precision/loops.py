@@ -87,6 +87,17 @@ def _loop(region: Region, function: Callable, bound, name: str):
         ]
         return keras.tree.pack_sequence_as(state, leaves)
 
+    def results(rest):
+        """What rounds return beside: Keras stores it in the state's dtype."""
+        if not any(is_narrow):
+            return as_meant(rest)
+
+        def wide(leaf):
+            is_float = tf.is_tensor(leaf) and leaf.dtype.is_floating
+            return meant(leaf, dtype) if is_float else leaf
+
+        return mapped(rest, wide)
+
     def in_round(key, body, *args):
         index = _STATES.get(name)
         if name == _ELEMENTS:
@@ -102,7 +113,7 @@ def _loop(region: Region, function: Callable, bound, name: str):
         if name != "init":
             return widened(result)
         state, *rest = result
-        return (widened(state), *as_meant(rest))
+        return (widened(state), *results(rest))
 
     for key, value in bound.arguments.items():
         if key == name:
@@ -115,7 +126,7 @@ def _loop(region: Region, function: Callable, bound, name: str):
     if name != "init":
         return widened(result)
     state, *rest = result
-    return (widened(state), *rest)
+    return (widened(state), *results(rest))
 
 
 def _is_narrow(leaf) -> bool:
