@@ -890,9 +890,15 @@ def gradient_functions() -> list[tuple[Any, str]]:
 def storing_functions() -> list[tuple[Any, str]]:
     """What stores tensors in something of one dtype, by owner and name."""
     module = sys.modules["tensorflow.python.ops.resource_variable_ops"]
-    variable = module.BaseResourceVariable
+    # The second has some of the first's, wrapped.
+    classes = (module.BaseResourceVariable, module.ResourceVariable)
     return [
-        *((variable, f"assign{kind}") for kind in ("", "_add", "_sub")),
+        *(
+            (each, name)
+            for each in classes
+            for name in ("assign", "assign_add", "assign_sub")
+            if name in vars(each)
+        ),
         *((tf.TensorArray, name) for name in ("write", "unstack", "scatter")),
     ]
 

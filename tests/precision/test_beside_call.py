@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings(
 X = np.ones([4, 2], "float32")
 # Beyond float16 once it is squared.
 LARGE = 300.0
-LOSS = 90.0
+LOSS = 90_000 / 1024
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -39,7 +39,7 @@ class OwnStep(keras.Model):
             mean_square = tf.reduce_mean(tf.square(large))
             share = tf.nn.softmax(large / LARGE)
             product = ops.matmul(ops.transpose(hidden), share)
-            loss = tf.cast(mean_square, tf.float32) / 1000
+            loss = tf.cast(mean_square, tf.float32) / 1024
             scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
