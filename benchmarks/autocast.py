@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -207,7 +208,7 @@ def _linear_attention_torch(torch, x, w):
 
 def _graph(x, w):
     h = ops.matmul(x, w)
-    totals = ops.segment_sum(h, [0, 0, 1, 1], num_segments=2)
+    totals = ops.segment_sum(h, np.array([0, 0, 1, 1]), num_segments=2)
     return ops.matmul(ops.sigmoid(totals), w)
 
 
