@@ -403,6 +403,9 @@ def test_the_functions_behind_keras_ops_are_where_they_are_replaced():
         *keras_internals.casts_of_keras(),
         *keras_internals.casts_of_users(),
         *keras_internals.gradient_functions(),
+        *keras_internals.storing_functions(),
+        *keras_internals.applying_functions(),
+        keras_internals.TRACED_CALL,
     ):
         assert callable(vars(owner)[name]), name
 

@@ -903,6 +903,37 @@ def gradient_functions() -> list[tuple[Any, str]]:
     ]
 
 
+def storing_functions() -> list[tuple[Any, str]]:
+    """What stores tensors in something of one dtype, by owner and name."""
+    module = sys.modules["tensorflow.python.ops.resource_variable_ops"]
+    # The second has some of the first's, wrapped.
+    classes = (module.BaseResourceVariable, module.ResourceVariable)
+    return [
+        *(
+            (each, name)
+            for each in classes
+            for name in ("assign", "assign_add", "assign_sub")
+            if name in vars(each)
+        ),
+        *((tf.TensorArray, name) for name in ("write", "unstack", "scatter")),
+    ]
+
+
+# What calls a `tf.function`.
+TRACED_CALL: tuple[Any, str] = (
+    sys.modules[
+        "tensorflow.python.eager.polymorphic_function.polymorphic_function"
+    ].Function,
+    "__call__",
+)
+
+
+def applying_functions() -> list[tuple[Any, str]]:
+    """What updates variables by gradients, by owner and name."""
+    base = keras.src.optimizers.base_optimizer.BaseOptimizer
+    return [(base, "apply"), (keras.optimizers.LossScaleOptimizer, "apply")]
+
+
 # The cell of `ConvLSTM1D` and its like, which has no public name.
 ConvLSTMCell = keras.src.layers.rnn.conv_lstm.ConvLSTMCell
 

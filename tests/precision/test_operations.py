@@ -169,6 +169,28 @@ CODE = {
         # From the second round on it divides by what the first one made.
         lambda x: x / np.sqrt(np.mean(np.square(x))) / 300,
     ),
+    "squareplus": (
+        lambda x, g: keras.activations.squareplus(up(x)),
+        lambda x: (up(x) + np.sqrt(np.square(up(x)) + 4)) / 2,
+    ),
+    # Its state begins as an element.
+    "foldl": (
+        lambda x, g: tf.foldl(
+            lambda a, b: a + b, ops.repeat(x[:1] * 0 + 1, 600, 0)
+        ),
+        lambda x: np.full(x.shape[-1], 600.0),
+    ),
+    "scan": (
+        lambda x, g: ops.scan(
+            lambda a, b: (a + b, b), x[0] * 0, ops.repeat(x[:1] * 0 + 1, 600, 0)
+        )[0],
+        lambda x: np.full(x.shape[-1], 600.0),
+    ),
+    # A layer that is another one in each call.
+    "layer in a call": (
+        lambda x, g: layers.UnitNormalization()(up(x)),
+        lambda x: up(x) / norm(up(x)),
+    ),
     "cond": (
         lambda x, g: ops.cond(
             ops.sum(x) > -1e9,

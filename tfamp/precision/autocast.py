@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfamp import keras_internals
 from tfamp.precision import loops, regions, replaced
 from tfamp.precision.regions import Region
+from tfamp.scaling.optimizer import LossScaleOptimizer
 
 
 def _names(text: str) -> frozenset[str]:
@@ -56,7 +57,12 @@ _OPERATORS = {
     "getitem": "getitem",
 }
 # `tf` calls these otherwise than `keras.ops` does.
-_SAME = {"pow": "power", "truediv": "divide", "div_no_nan": "divide_no_nan"}
+_SAME = {
+    "pow": "power",
+    "truediv": "divide",
+    "realdiv": "divide",
+    "div_no_nan": "divide_no_nan",
+}
 # They run functions of the caller.
 _CONTROL = _names(
     "associative_scan case cond foldl foldr fori_loop map map_fn recompute_grad"
@@ -64,13 +70,25 @@ _CONTROL = _names(
 )
 # They neither take nor return numbers, or run a program that is none of ours.
 _ALONE = _names(
-    "Variable autograph compute_output_spec convert_to_numpy custom_gradient"
-    " control_dependencies device device_scope dynamic_partition enable_v2"
-    " function get_logger get_static_value grad_pass_through group"
-    " histogram_fixed_width init_scope inside_function is_symbolic_tensor"
+    "Variable assert_type autograph compute_output_spec convert_to_numpy"
+    " custom_gradient control_dependencies device device_scope"
+    " dynamic_partition enable_v2 function get_logger get_static_value"
+    " grad_pass_through group histogram_fixed_width init_scope inside_function"
+    " is_symbolic_tensor"
     " is_tensor load_library load_op_library name_scope no_gradient no_op"
     " numpy_function py_function print random_seed_dtype rank shape shape_n"
     " size stop_recording type_spec_from_value unstack_shape"
+)
+
+_TENSORFLOW = (
+    tf,
+    tf.math,
+    tf.nn,
+    tf.linalg,
+    tf.debugging,
+    tf.image,
+    tf.signal,
+    tf.sparse,
 )
 
 _lock = threading.Lock()
@@ -114,8 +132,15 @@ def _replacements() -> list[tuple]:
     found: list[tuple] = []
     for module in keras_internals.backend_modules():
         found.extend(_functions(module, module.__name__, by_keras=True))
-    for module in (tf, tf.math, tf.nn, tf.linalg):
+    for module in _TENSORFLOW:
         found.extend(_functions(module, "tensorflow", by_keras=False))
+    for owner, name in keras_internals.storing_functions():
+        function = vars(owner)[name]
+        found.append((owner, name, function, replaced.stored(function)))
+    owner, name = keras_internals.TRACED_CALL
+    function = vars(owner)[name]
+    new = replaced.traced(function)
+    found.append((owner, name, function, new))
     for short, name in _OPERATORS.items():
         special = f"__{short}__"
         if special in vars(tf.Tensor):
@@ -129,6 +154,9 @@ def _replacements() -> list[tuple]:
     for owner, name in (
         *keras_internals.casts_of_keras(),
         *keras_internals.gradient_functions(),
+        # In a step: gradients and weights have dtypes of their own.
+        *keras_internals.applying_functions(),
+        (LossScaleOptimizer, "apply"),
     ):
         function = vars(owner)[name]
         found.append((owner, name, function, replaced.suspended(function)))

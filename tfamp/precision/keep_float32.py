@@ -86,12 +86,15 @@ def keep_float32(
     float64 already are left alone.
 
     So do sensitive operations (`tfamp.precision.operations` is the table) in
-    the code of any layer: `keras.ops`, functions of `tf`, `tf.math`, `tf.nn`
-    and `tf.linalg`, and the operators of tensors. Their results stay float32
-    until a product, or the end of the layer, takes them in 16 bits; what the
-    code made float32 itself stays so. Which layers need it is found by calling
-    the model on placeholders. They stay the same objects, and their class
-    becomes a subclass of their own.
+    the code of any layer: `keras.ops`, functions of `tf`, `tf.math`, `tf.nn`,
+    `tf.linalg`, `tf.image` and the like, and the operators of tensors. Their
+    results stay float32 until a product, or the end of the layer, takes them in
+    16 bits; what the code made float32 itself stays so. Which layers need it is
+    found by calling the model on placeholders. They stay the same objects, and
+    their class becomes a subclass of their own. In what the model itself
+    overrides of `train_step`, `test_step`, `predict_step` and `compute_loss`
+    they compute in float32 too, and in activity regularizers, whose loss is
+    float32.
 
     A `.keras` file keeps all this; `tfamp.load_model` loads it.
     Excepted are layers that a class of your own creates, since your code
@@ -99,8 +102,8 @@ def keep_float32(
     loading. Operations need no repeating.
 
     Out of reach are operations in a `tf.function` or a custom gradient that a
-    layer calls, in `tf.raw_ops`, and in code outside of any layer's `call`,
-    such as a `train_step`.
+    layer calls, in `tf.raw_ops`, and in code that is neither a layer's `call`
+    nor a step of the model, such as a loop of your own.
 
     Args:
         model: a built model: functional, sequential or subclassed, compiled
@@ -110,8 +113,9 @@ def keep_float32(
             pattern that paths are matched with (`"decoder/*"`).
         outputs: whether the outputs are to be float32. An output layer with
             a bounded activation, as softmax, gets it in float32; any other
-            becomes float32 as a whole, but for the product over a large
-            vocabulary.
+            becomes float32 as a whole, logits of few classes too, since no
+            layer tells whether it is a regression. The product of more than
+            65,536 weights, as over a large vocabulary, stays in 16 bits.
         operations: whether sensitive operations in the code of layers, and
             states from step to step, compute in float32; False undoes it. A
             dict adds names of `keras.ops` to the table, or takes some out:

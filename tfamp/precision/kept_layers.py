@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfamp import keras_internals
-from tfamp.precision import autocast, regions
+from tfamp.precision import autocast, beside_call, regions
 from tfamp.precision.meant import DTYPES_16, meant, meant_dtype
 from tfamp.precision.operations import PRODUCTS, resolve
 from tfamp.precision.product_policy import (
@@ -26,7 +26,14 @@ from tfamp.precision.product_policy import (
 
 _DOOR = "_tfamp_open_door"
 _RETURNS = "_tfamp_returns"
-_OWN_KEYS = ("layer", "operations", "open_door", "returns", "former_policy")
+_OWN_KEYS = (
+    "layer",
+    "operations",
+    "keeps_call",
+    "open_door",
+    "returns",
+    "former_policy",
+)
 _PRODUCT_KINDS = dict.fromkeys(PRODUCTS.names, "product")
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 # Their state goes from step to step by sums alone.
@@ -44,6 +51,7 @@ class _Kept:
     name: str
     _tfamp_class: ClassVar[type]
     _tfamp_operations: ClassVar[str]
+    _tfamp_keeps_call: ClassVar[bool]
 
     def get_config(self) -> dict:
         cls = type(self)
@@ -58,6 +66,7 @@ class _Kept:
         config = {
             "layer": layer,
             "operations": json.loads(cls._tfamp_operations),
+            "keeps_call": cls._tfamp_keeps_call,
             "open_door": is_open(self),
             "returns": vars(self).get(_RETURNS),
             "former_policy": former_policy(self),
@@ -83,7 +92,10 @@ class _Kept:
             # None leaves the caller's own scope of objects as it is.
             custom_objects={**own, **(custom_objects or {})} or None,
         )
-        keep(layer, config["operations"])
+        if config.get("keeps_call", True):
+            keep(layer, config["operations"])
+        else:
+            keep_beside_call(layer, config["operations"])
         if config["open_door"]:
             open_door(layer, config["operations"])
         former = config.get("former_policy")
@@ -108,6 +120,31 @@ def keep(layer: keras.layers.Layer, operations: Operations = True) -> bool:
     Returns:
         Whether that was new.
     """
+    return _become(layer, operations, keeps_call=True)
+
+
+def keep_beside_call(
+    layer: keras.layers.Layer, operations: Operations = True
+) -> bool:
+    """Lets a layer compute as a kept one what is no part of its `call`.
+
+    That is an activity regularizer, and what a model overrides of its steps.
+    A loss and logs, which they return, stay float32.
+
+    Returns:
+        Whether that was new; False for a layer that `keep` left alone.
+    """
+    if getattr(type(layer), "_tfamp_is_left", False):
+        return False
+    return _become(layer, operations, keeps_call=is_kept(layer))
+
+
+def own_steps(model: keras.Model) -> list[str]:
+    """The names of the steps that a model's class overrides."""
+    return beside_call.own_steps(class_of(model))
+
+
+def _become(layer, operations: Operations, keeps_call: bool) -> bool:
     own: Any = class_of(layer)
     if not isinstance(operations, bool):
         operations = {
@@ -115,7 +152,7 @@ def keep(layer: keras.layers.Layer, operations: Operations = True) -> bool:
             for key, names in sorted(operations.items())
         }
     spec = json.dumps(operations)
-    kept = _kept_class(own, spec)
+    kept = _kept_class(own, spec, keeps_call)
     is_new = type(layer) is not kept
     layer.__class__ = kept
     return is_new
@@ -233,7 +270,7 @@ def is_open(layer: keras.layers.Layer) -> bool:
 
 def is_kept(layer: keras.layers.Layer) -> bool:
     """Whether a layer's sensitive operations compute in float32."""
-    return isinstance(layer, _Kept)
+    return isinstance(layer, _Kept) and type(layer)._tfamp_keeps_call
 
 
 def class_of(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
@@ -252,7 +289,7 @@ def _own_class(cls: type, config: dict) -> dict[str, type]:
 
 
 @functools.cache
-def _kept_class(own: Any, spec: str) -> type:
+def _kept_class(own: Any, spec: str, keeps_call: bool) -> type:
     kinds = resolve(json.loads(spec))
 
     @functools.wraps(own.call)
@@ -286,8 +323,10 @@ def _kept_class(own: Any, spec: str) -> type:
         "__qualname__": own.__qualname__,
         "_tfamp_class": own,
         "_tfamp_operations": spec,
+        "_tfamp_keeps_call": keeps_call,
         "_tfamp_is_left": kinds is None,
-        "call": call,
+        **({"call": call} if keeps_call else {}),
+        **({} if kinds is None else beside_call.members(own, kinds)),
     }
     kept = type(own)(own.__name__, (_Kept, own), members)
     # One name for all of them: what a file describes is the layer inside.

@@ -29,12 +29,17 @@ from tfamp.precision.replaced import run
 # What a loop's state begins with, by the name of that argument: which argument
 # of each round the state is (None for all of them).
 _STATES = {"loop_vars": None, "init_val": 1, "init": 0, "initializer": 0}
+# Where there is no such argument, or None, the state begins as an element.
+_ELEMENTS = "elems"
 
 
 def control(function: Callable) -> Callable:
     """What stands in the place of a loop or a branch."""
     signature = inspect.signature(function)
     name = next((n for n in _STATES if n in signature.parameters), None)
+    begins_as_element = _ELEMENTS in signature.parameters and (
+        name is not None or function.__name__ == "associative_scan"
+    )
 
     @functools.wraps(function)
     def replacement(*args, **kwargs):
@@ -42,10 +47,11 @@ def control(function: Callable) -> Callable:
         if region is None:
             return function(*args, **kwargs)
         with regions.within(None):
-            if name is not None:
-                bound = signature.bind(*args, **kwargs)
-                if bound.arguments.get(name) is not None:
-                    return _loop(region, function, bound, name)
+            bound = signature.bind(*args, **kwargs)
+            if name is not None and bound.arguments.get(name) is not None:
+                return _loop(region, function, bound, name)
+            if begins_as_element:
+                return _loop(region, function, bound, _ELEMENTS)
 
             def inside(value):
                 if _is_function(value):
@@ -81,9 +87,22 @@ def _loop(region: Region, function: Callable, bound, name: str):
         ]
         return keras.tree.pack_sequence_as(state, leaves)
 
+    def results(rest):
+        """What rounds return beside: Keras stores it in the state's dtype."""
+        if not any(is_narrow):
+            return as_meant(rest)
+
+        def wide(leaf):
+            is_float = tf.is_tensor(leaf) and leaf.dtype.is_floating
+            return meant(leaf, dtype) if is_float else leaf
+
+        return mapped(rest, wide)
+
     def in_round(key, body, *args):
-        index = _STATES[name]
-        if index is None:
+        index = _STATES.get(name)
+        if name == _ELEMENTS:
+            args = tuple(widened(each) for each in args)
+        elif index is None:
             args = widened(args)
         else:
             args = (*args[:index], widened(args[index]), *args[index + 1 :])
@@ -94,7 +113,7 @@ def _loop(region: Region, function: Callable, bound, name: str):
         if name != "init":
             return widened(result)
         state, *rest = result
-        return (widened(state), *as_meant(rest))
+        return (widened(state), *results(rest))
 
     for key, value in bound.arguments.items():
         if key == name:
@@ -107,7 +126,7 @@ def _loop(region: Region, function: Callable, bound, name: str):
     if name != "init":
         return widened(result)
     state, *rest = result
-    return (widened(state), *rest)
+    return (widened(state), *results(rest))
 
 
 def _is_narrow(leaf) -> bool:

@@ -1,8 +1,9 @@
 """The table: which operations compute in float32, which in 16 bits, and why.
 
-Names are those of `keras.ops`. Functions of `tf`, `tf.math`, `tf.nn` and
-`tf.linalg` and the operators of tensors follow the row of the `keras.ops`
-function that they are; a row of `tf` names of its own says so.
+Names are those of `keras.ops`. Functions of `tf`, `tf.math`, `tf.nn`,
+`tf.linalg`, `tf.image`, `tf.signal` and `tf.sparse` and the operators of
+tensors follow the row of the `keras.ops` function that they are; a row of `tf`
+names of its own says so.
 
 What stands in no row computes in the dtype of its operands: in float32 as
 soon as one of them is.
@@ -31,11 +32,18 @@ FLOAT32 = (
     _row(
         "exponentials overflow float16 from 11.1 on, and turn a rounding of"
         " the exponent into a relative error of the result",
-        "exp exp2 expm1 sinh cosh logaddexp logaddexp2 softplus",
+        "exp exp2 expm1 sinh cosh logaddexp logaddexp2 softplus celu ldexp i0"
+        " bessel_i0 bessel_i0e bessel_i1 bessel_i1e",
+    ),
+    _row(
+        "made of powers and exponentials, here or in their gradient, which"
+        " other libraries' kernels compute in float32 inside",
+        "gelu erf erfc erfcinv squareplus",
     ),
     _row(
         "logarithms of small numbers, which 16 bits flush to 0 or round",
-        "log log10 log1p log2 logdet slogdet lgamma digamma log_sigmoid",
+        "log log10 log1p log2 logdet slogdet lgamma digamma log_sigmoid xlogy"
+        " xlog1py lbeta",
     ),
     _row(
         "powers and squares overflow float16 from 256 on, and underflow below"
@@ -44,13 +52,13 @@ FLOAT32 = (
     ),
     _row(
         "roots and reciprocals of sums of squares and of small numbers",
-        "sqrt rsqrt reciprocal cbrt hypot",
+        "sqrt rsqrt reciprocal reciprocal_no_nan cbrt hypot",
     ),
     _row(
         "a quotient by a small number overflows, and one by an epsilon that"
         " 16 bits flush to 0 is infinite; a constant that 16 bits hold divides"
         " in 16 bits",
-        "divide true_divide divide_no_nan",
+        "divide true_divide divide_no_nan xdivy rgb_to_hsv",
     ),
     _row(
         "softmax saturates in 16 bits, and its gradient is then exactly 0",
@@ -60,7 +68,9 @@ FLOAT32 = (
         "norms are roots of sums of squares",
         "norm normalize l2_normalize batch_normalization layer_normalization"
         " layer_norm rms_normalization group_normalization moments"
-        " weighted_moments lp_pool psnr",
+        " weighted_moments sufficient_statistics normalize_moments lp_pool psnr"
+        " lrn local_response_normalization cdist clip_by_norm"
+        " clip_by_global_norm global_norm",
     ),
     _row(
         "variances are differences of sums of squares",
@@ -70,7 +80,8 @@ FLOAT32 = (
         "sums stop growing at 256 in bfloat16 and 2048 in float16, products"
         " overflow",
         "sum mean average prod nansum nanmean nanstd nanvar nanprod trace"
-        " euclidean_norm trapezoid add_n accumulate_n l2_loss",
+        " euclidean_norm trapezoid add_n accumulate_n l2_loss ssim"
+        " ssim_multiscale total_variation",
     ),
     _row(
         "running sums and products, as sums",
@@ -93,9 +104,10 @@ FLOAT32 = (
         "sin cos tan sinc angle",
     ),
     _row(
-        "inverse functions that are steep at the ends of their range",
+        "inverse functions that are steep at the ends of their range, or"
+        " divide by a square in their gradient",
         "acos arccos asin arcsin acosh arccosh atanh arctanh erfinv logit"
-        " ndtri",
+        " ndtri atan arctan atan2 arctan2 asinh arcsinh",
     ),
     _row(
         "losses",
@@ -105,12 +117,13 @@ FLOAT32 = (
         " sparse_softmax_cross_entropy_with_logits"
         " sigmoid_cross_entropy_with_logits"
         " weighted_cross_entropy_with_logits log_poisson_loss nce_loss"
-        " sampled_softmax_loss",
+        " sampled_softmax_loss compute_average_loss",
     ),
     _row(
         "decompositions and solutions, which have no kernel in 16 bits",
         "cholesky cholesky_inverse det eig eigh inv lstsq lu_factor pinv qr"
-        " solve solve_triangular svd jvp fft fft2 ifft2 rfft irfft stft istft",
+        " solve solve_triangular svd expm logm sqrtm jvp fft fft2 ifft2 rfft"
+        " irfft stft istft",
     ),
 )
 
@@ -119,7 +132,7 @@ PRODUCTS = _row(
     "matmul dot einsum tensordot vdot inner outer conv conv1d conv2d conv3d"
     " conv_transpose conv1d_transpose conv2d_transpose conv3d_transpose"
     " depthwise_conv depthwise_conv2d separable_conv separable_conv2d"
-    " convolution dot_product_attention matvec kron",
+    " convolution dot_product_attention matvec kron sparse_dense_matmul",
 )
 
 # Numbers made from nothing or from other dtypes: rounded to 16 bits they are
@@ -180,7 +193,10 @@ def _require_known(name: str, kinds: Mapping[str, str]) -> None:
     import keras
     import tensorflow as tf
 
-    owners = (keras.ops, tf, tf.math, tf.nn, tf.linalg)
+    owners = (
+        *(keras.ops, tf, tf.math, tf.nn, tf.linalg),
+        *(tf.image, tf.signal, tf.sparse),
+    )
     if name in kinds or any(hasattr(owner, name) for owner in owners):
         return
     near = difflib.get_close_matches(name, dir(keras.ops), n=3, cutoff=0.0)

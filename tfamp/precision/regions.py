@@ -21,10 +21,13 @@ class Seen:
         operations: the names of those that float32 made a difference to, by
             the id of the innermost layer that they ran in.
         failed: the innermost layer that raised, or None.
+        known: the ids of the model's layers; what code makes on the fly is
+            noted of the layer around it. None where all are known.
     """
 
     operations: dict[int, set[str]] = dataclasses.field(default_factory=dict)
     failed: keras.layers.Layer | None = None
+    known: frozenset[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Region:
         seen: where to note what is seen.
         is_float32: whether all of the layer is float32, but that its products
             take `dtype`.
+        noted: the layer that what is seen is noted of; None for `layer`.
+        is_step: whether it is no call, but a step that calls layers: they
+            compute as they do outside of it.
     """
 
     layer: keras.layers.Layer
@@ -47,11 +53,20 @@ class Region:
     kinds: Mapping[str, str] | None
     seen: Seen | None = None
     is_float32: bool = False
+    noted: keras.layers.Layer | None = None
+    is_step: bool = False
 
     def note(self, name: str) -> None:
         if self.seen is not None:
-            names = self.seen.operations.setdefault(id(self.layer), set())
-            names.add(name)
+            layer = self.layer if self.noted is None else self.noted
+            self.seen.operations.setdefault(id(layer), set()).add(name)
+
+    def noted_of(self, inner: keras.layers.Layer) -> keras.layers.Layer:
+        """What a layer that is called in here is noted of."""
+        known = None if self.seen is None else self.seen.known
+        if known is None or id(inner) in known:
+            return inner
+        return self.layer if self.noted is None else self.noted
 
 
 class _State(threading.local):

@@ -86,6 +86,34 @@ def suspended(function: Callable) -> Callable:
     return replacement
 
 
+def traced(function: Callable) -> Callable:
+    """A call of a `tf.function`, whose trace may be for one dtype."""
+
+    @functools.wraps(function)
+    def replacement(*args, **kwargs):
+        if regions.active() is None:
+            return function(*args, **kwargs)
+        args, kwargs = as_meant((args, kwargs))
+        return function(*args, **kwargs)
+
+    return replacement
+
+
+def stored(function: Callable) -> Callable:
+    """A method that stores tensors in what has one dtype, as a variable."""
+
+    @functools.wraps(function)
+    def replacement(self, *args, **kwargs):
+        if regions.active() is None:
+            return function(self, *args, **kwargs)
+        with regions.within(None):
+            if dtype_name(self.dtype) in DTYPES_16:
+                args, kwargs = as_meant((args, kwargs))
+            return function(self, *args, **kwargs)
+
+    return replacement
+
+
 def layer_call(function: Callable) -> Callable:
     """A layer inside a kept one: its results have their dtypes at its end."""
 
@@ -94,6 +122,9 @@ def layer_call(function: Callable) -> Callable:
         region = regions.current()
         if region is None:
             return function(self, *args, **kwargs)
+        if region.is_step:
+            with regions.within(None):
+                return function(self, *args, **kwargs)
         is_left = (
             region.kinds is None
             or self.compute_dtype not in DTYPES_16
@@ -103,6 +134,7 @@ def layer_call(function: Callable) -> Callable:
         inner = dataclasses.replace(
             region,
             layer=self,
+            noted=region.noted_of(self),
             dtype=None if is_left else self.compute_dtype,
             is_float32=False,
         )
@@ -112,7 +144,7 @@ def layer_call(function: Callable) -> Callable:
             except Exception:
                 seen = region.seen
                 if seen is not None and seen.failed is None:
-                    seen.failed = self
+                    seen.failed = region.noted_of(self)
                 raise
 
     return replacement
@@ -208,8 +240,9 @@ def _make(region, function, args, kwargs, position, by_keras):
     if result is source:
         result = tf.identity(result)
     # `cast(mask, scores.dtype)` means the dtype of the scores, 16 bits, and
-    # `cast(x, "float32")` means float32.
-    if by_keras and isinstance(wanted, tf.DType) and name == "float32":
+    # `cast(x, "float32")` means float32. A step may mean that of its data.
+    is_of_tensor = by_keras and isinstance(wanted, tf.DType)
+    if is_of_tensor and name == "float32" and not region.is_step:
         mark(result, region.dtype)
     return result
 

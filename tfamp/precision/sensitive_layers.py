@@ -52,13 +52,14 @@ def call(
     Returns:
         What was seen, and what the last try raised.
     """
-    seen, problem = regions.Seen(), None
+    known = frozenset({id(model), *(id(each.layer) for each in walk(model))})
+    seen, problem = regions.Seen(known=known), None
     try:
         arguments = output_layers.placeholders(model, batch)
     except InputError as error:
         return seen, error
     for args, kwargs in arguments:
-        seen, problem = regions.Seen(), None
+        seen, problem = regions.Seen(known=known), None
         for training in (False, True):
 
             def run(args, kwargs, seen=seen, training=training):
@@ -112,15 +113,38 @@ def keep(
 ) -> dict[int, tuple[str, bool]]:
     """Keeps the layers that run sensitive operations in 16 bits.
 
+    And the steps that the model overrides, whose code is outside of any layer.
+
     Returns:
         By the layer's id, what of it computes in float32, and whether that is
         new.
     """
+    kept = _keep_layers(model, places, operations, batch)
+    beside = {
+        id(place.layer): (place.layer, "activity regularizer in float32")
+        for place in places
+        if place.layer.activity_regularizer is not None
+    }
+    steps = kept_layers.own_steps(model)
+    if steps and is_of_users(model):
+        told = f"sensitive operations in float32 in its {', '.join(steps)}"
+        beside[id(model)] = (model, told)
+    for key, (layer, told) in beside.items():
+        if _is_16_bit(layer):
+            what, new = kept.get(key, ("", False))
+            new = kept_layers.keep_beside_call(layer, operations) or new
+            kept[key] = (f"{what}; {told}" if what else told, new)
+    return kept
+
+
+def _keep_layers(
+    model, places, operations, batch=None
+) -> dict[int, tuple[str, bool]]:
     kept: dict[int, tuple[str, bool]] = {}
     if not has_call(model):
         for place in parts(places):
             inner = list(walk(place.layer))
-            kept.update(keep(place.layer, inner, operations))
+            kept.update(_keep_layers(place.layer, inner, operations))
         return kept
     seen = _leave_what_breaks(model, resolve(operations), batch)
     layers = {id(model): model, **{id(p.layer): p.layer for p in places}}

@@ -207,10 +207,7 @@ def fit(
     progress = _progress(verbose, callbacks)
     with strategy.scope():
         safe.build_layers(model, dataset.element_spec, is_custom)
-        if is_custom:
-            safe.replace_scalers(model)
-        else:
-            safe.make_safe(model, keep_float32, verbose)
+        safe.make_safe(model, keep_float32, verbose, is_custom)
         safe.build_rest(model, dataset.element_spec, is_custom)
     misplaced.warn_of(model)
     preconditions.warn_of_eager_sums(model)

@@ -77,18 +77,27 @@ def _said_in_one_line(model: keras.Model) -> Iterator[None]:
 
 
 def make_safe(
-    model: keras.Model, keep_float32: bool | str, verbose: int | str
+    model: keras.Model,
+    keep_float32: bool | str,
+    verbose: int | str,
+    is_custom: bool = False,
 ) -> None:
-    """Keeps in float32 what needs it, and wraps the optimizer."""
+    """Keeps in float32 what needs it, and wraps the optimizer.
+
+    A step of the model's own may know of no scale: its optimizers stay, but
+    for Keras's scalers.
+    """
     if keep_float32 not in (True, False, "auto"):
         raise InputError(
             f"keep_float32={keep_float32!r}; expected 'auto' or False."
         )
-    done = _use_float8(model)
+    done = [] if is_custom else _use_float8(model)
     is_float32 = precision_of(model) == "float32"
     if keep_float32 and not is_float32:
         done += _keep(model, keep_float32)
-    wrapped = _wrap_optimizer(model)
+    if is_custom:
+        replace_scalers(model)
+    wrapped = None if is_custom else _wrap_optimizer(model)
     if wrapped and not is_float32:
         done.append(wrapped)
     if done:

@@ -1,0 +1,131 @@
+"""Models of keras-hub, which nobody here wrote: a sample of its zoo.
+
+`pip install tfamp[hub]`; without it these are skipped.
+"""
+
+import collections
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfamp
+from tests import matmul_dtypes
+from tfamp.accumulation.trace import summing_in_float32
+from tfamp.precision.keep_float32 import keep_float32
+
+hub = pytest.importorskip(
+    "keras_hub", reason="keras-hub is not installed: pip install tfamp[hub]"
+)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a"),
+    # Stock Keras, when it builds a mask of -1e9 in float16.
+    pytest.mark.filterwarnings("ignore:overflow encountered in cast"),
+]
+SENSITIVE = frozenset(
+    [
+        "Softmax",
+        "LogSoftmax",
+        "SparseSoftmaxCrossEntropyWithLogits",
+        "Exp",
+        "Log",
+        "Log1p",
+        "Pow",
+        "Square",
+        "SquaredDifference",
+        "Sqrt",
+        "Rsqrt",
+        "RealDiv",
+        "Mean",
+        "Sum",
+        "Prod",
+        "Softplus",
+        "Erf",
+        "Cumsum",
+        "UnsortedSegmentSum",
+    ]
+)
+
+
+def ids(length):
+    return np.random.default_rng(0).integers(1, 50, (2, length)).astype("int32")
+
+
+def t5():
+    backbone = hub.models.T5Backbone(50, 1, 2, 16, 32, dropout=0.0)
+    logits = backbone.token_embedding(
+        backbone.output["decoder_sequence_output"], reverse=True
+    )
+    x = {
+        "encoder_token_ids": ids(8),
+        "encoder_padding_mask": np.ones([2, 8], "int32"),
+        "decoder_token_ids": ids(4),
+        "decoder_padding_mask": np.ones([2, 4], "int32"),
+    }
+    return keras.Model(backbone.input, logits), x, ids(4)
+
+
+def swin():
+    backbone = hub.models.SwinTransformerBackbone(
+        (16, 16, 3), 8, [1], [1], 4, patch_size=2, drop_path=0.0
+    )
+    model = hub.models.SwinTransformerImageClassifier(
+        backbone=backbone, num_classes=3, preprocessor=None
+    )
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    return model, images.astype("float32"), np.array([0, 2], "int32")
+
+
+def in_16_bits(model, x, y):
+    """Sensitive operations of 16 bits in a training step, and products."""
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True))
+        sources = [v.value for v in model.trainable_variables]
+        return loss, tape.gradient(loss, sources)
+
+    traced = tf.function(summing_in_float32(step), autograph=False)
+    graph = traced.get_concrete_function(x, y).graph.as_graph_def()
+    nodes = [
+        *graph.node,
+        *(n for f in graph.library.function for n in f.node_def),
+    ]
+    left = collections.Counter()
+    products = collections.Counter()
+    for node in nodes:
+        dtype = tf.as_dtype(node.attr["T"].type) if "T" in node.attr else None
+        if node.op in SENSITIVE and dtype in (tf.float16, tf.bfloat16):
+            left[node.op] += 1
+        if node.op in matmul_dtypes.PRODUCTS:
+            products[dtype.name] += 1
+    return dict(left), products
+
+
+@pytest.mark.parametrize("build", [t5, swin])
+def test_nothing_sensitive_is_left_in_float16_and_products_stay(build):
+    keras.config.set_dtype_policy("mixed_float16")
+    model, x, y = build()
+    model.compile(
+        tfamp.wrap_optimizer(keras.optimizers.SGD(1e-2)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        auto_scale_loss=False,
+    )
+    heads = [str(k) for k in keep_float32(model) if "product" in k.reason]
+    left, products = in_16_bits(model, x, y)
+    assert left == {}
+    # A head's product and its two gradients are all that is float32.
+    in_float32 = [head for head in heads if "with its product" in head]
+    assert products["float32"] <= 3 * len(in_float32)
+    assert products["float16"] > products["float32"]
+
+
+def test_t5_trains_finite_in_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    model, x, y = t5()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    history = tfamp.fit(model, x, y, batch_size=2, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["skipped_steps"] == [0, 0]
