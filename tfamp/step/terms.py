@@ -90,8 +90,8 @@ def leaf_of(loss: Any, y_true, y_pred, sample_weight) -> Leaf:
     dtype = values.dtype
     one = tf.ones([], dtype)
     if values.shape.rank == 0:
-        kind = SUM if reduction == "sum" and is_known else MEAN
-        return Leaf(name, values, one, kind, False, is_known, False)
+        # Of all rows at once, as Dice: what it is shows on pieces.
+        return Leaf(name, values, one, MEAN, False, False, False)
     is_scalar = is_scalar and (weights is not None)
     if reduction in (None, "none"):
         return Leaf(name, values, one, EACH, False, is_known, is_scalar)
