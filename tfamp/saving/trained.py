@@ -1,0 +1,62 @@
+"""A recipe's model with the weights of a training."""
+
+import os
+
+import keras
+
+from tfamp.checkpoint.store import Checkpoints
+from tfamp.errors import InputError
+from tfamp.saving.load import load_model
+from tfamp.scaling.optimizer import LossScaleOptimizer
+
+
+def restore(model: keras.Model, path: str | os.PathLike) -> None:
+    """Gives a model the weights of a file or of a folder of checkpoints.
+
+    Args:
+        model: built and compiled, of any precision.
+        path: what `model.save` or `model.save_weights` wrote, or the
+            `checkpoint_dir` of a training, of which the newest counts.
+
+    Raises:
+        InputError: there is nothing, or it is of another model.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        _restore_newest(model, path)
+        return
+    if not os.path.exists(path):
+        raise InputError(f"Checkpoint {path!r} is not there.")
+    if path.endswith(".weights.h5"):
+        try:
+            model.load_weights(path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path!r} is of another model than the recipe's: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
+        return
+    weights = load_model(path, compile=False).get_weights()
+    expected = [tuple(each.shape) for each in model.weights]
+    found = [each.shape for each in weights]
+    if found != expected:
+        raise InputError(
+            f"{path!r} is of another model than the recipe's: its {len(found)} "
+            f"weights have other shapes than the recipe's {len(expected)}; set "
+            "the flags that it was trained with."
+        )
+    model.set_weights(weights)
+
+
+def _restore_newest(model: keras.Model, folder: str) -> None:
+    for name, value in vars(model).items():
+        if isinstance(value, LossScaleOptimizer) and not value.built:
+            raise InputError(f"Optimizer {name!r} is not built.")
+    optimizer = model.optimizer
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    if Checkpoints(model, folder).restore() is None:
+        raise InputError(
+            f"{folder!r} holds no checkpoint; expected the checkpoint_dir of a "
+            "training, or a .keras or .weights.h5 file."
+        )
