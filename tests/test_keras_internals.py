@@ -563,12 +563,12 @@ def test_inputs_and_values_are_of_another_dtype_for_a_while():
 
 
 def test_what_a_model_takes():
-    a, b = keras.Input([2], name="a"), keras.Input([3], name="b")
+    a, b = keras.Input([2], name="one"), keras.Input([3], name="two")
     total = keras.ops.sum(a, -1) + keras.ops.sum(b, -1)
     model = keras.Model({"one": a, "two": b}, total)
     structure = keras_internals.input_structure(model)
     assert structure["one"].shape == (None, 2)
-    assert keras_internals.input_name(structure["two"]) == "b"
+    assert keras_internals.input_name(structure["two"]) == "two"
     assert isinstance(model, keras_internals.Functional)
     operations = keras_internals.graph_operations(model)
     assert "Sum" in {type(each).__name__ for each in operations}
