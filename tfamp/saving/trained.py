@@ -4,10 +4,10 @@ import os
 
 import keras
 
+from tfamp import keras_internals
 from tfamp.checkpoint.store import Checkpoints
 from tfamp.errors import InputError
 from tfamp.saving.load import load_model
-from tfamp.scaling.optimizer import LossScaleOptimizer
 
 
 def restore(model: keras.Model, path: str | os.PathLike) -> None:
@@ -49,12 +49,7 @@ def restore(model: keras.Model, path: str | os.PathLike) -> None:
 
 
 def _restore_newest(model: keras.Model, folder: str) -> None:
-    for name, value in vars(model).items():
-        if isinstance(value, LossScaleOptimizer) and not value.built:
-            raise InputError(f"Optimizer {name!r} is not built.")
-    optimizer = model.optimizer
-    if optimizer is not None and not optimizer.built:
-        optimizer.build(model.trainable_variables)
+    keras_internals.build_optimizer(model)
     if Checkpoints(model, folder).restore() is None:
         raise InputError(
             f"{folder!r} holds no checkpoint; expected the checkpoint_dir of a "
