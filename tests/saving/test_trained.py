@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfamp
 from tfamp.saving import trained
@@ -13,6 +14,7 @@ def fresh():
     model.compile(
         tfamp.wrap_optimizer(keras.optimizers.SGD(0.1)),
         "mse",
+        metrics=["mae"],
         auto_scale_loss=False,
     )
     return model
@@ -32,7 +34,8 @@ def test_each_kind_of_checkpoint_gives_its_weights(tmp_path):
         tmp_path / "model.weights.h5",
     ):
         other = fresh()
-        trained.restore(other, path)
+        spec = tf.data.Dataset.from_tensors((x, x[:, :1])).element_spec
+        trained.restore(other, path, spec)
         for found, expected in zip(other.weights, model.weights, strict=True):
             np.testing.assert_array_equal(found, expected)
 

@@ -64,7 +64,9 @@ def open_trained(recipe: Any, config: Any, checkpoint: str) -> Any:
 
     subject = open_subject(recipe, config)
     if checkpoint:
-        trained.restore(subject.model, checkpoint)
+        trained.restore(
+            subject.model, checkpoint, subject.train_batches.element_spec
+        )
     else:
         print("no --checkpoint: the weights are not trained", flush=True)
     return subject

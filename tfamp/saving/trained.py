@@ -1,6 +1,7 @@
 """A recipe's model with the weights of a training."""
 
 import os
+from typing import Any
 
 import keras
 
@@ -8,22 +9,27 @@ from tfamp import keras_internals
 from tfamp.checkpoint.store import Checkpoints
 from tfamp.errors import InputError
 from tfamp.saving.load import load_model
+from tfamp.training import safe
 
 
-def restore(model: keras.Model, path: str | os.PathLike) -> None:
+def restore(
+    model: keras.Model, path: str | os.PathLike, element_spec: Any = None
+) -> None:
     """Gives a model the weights of a file or of a folder of checkpoints.
 
     Args:
         model: built and compiled, of any precision.
         path: what `model.save` or `model.save_weights` wrote, or the
             `checkpoint_dir` of a training, of which the newest counts.
+        element_spec: of its batches; a `checkpoint_dir` holds metrics too,
+            which are made by them.
 
     Raises:
         InputError: there is nothing, or it is of another model.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        _restore_newest(model, path)
+        _restore_newest(model, path, element_spec)
         return
     if not os.path.exists(path):
         raise InputError(f"Checkpoint {path!r} is not there.")
@@ -48,7 +54,12 @@ def restore(model: keras.Model, path: str | os.PathLike) -> None:
     model.set_weights(weights)
 
 
-def _restore_newest(model: keras.Model, folder: str) -> None:
+def _restore_newest(model, folder: str, element_spec) -> None:
+    if element_spec is not None:
+        is_custom = type(model).train_step is not keras.Model.train_step
+        with model.distribute_strategy.scope():
+            safe.build_layers(model, element_spec, is_custom)
+            safe.build_rest(model, element_spec, is_custom)
     keras_internals.build_optimizer(model)
     if Checkpoints(model, folder).restore() is None:
         raise InputError(
