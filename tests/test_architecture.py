@@ -41,6 +41,8 @@ ORDER = (
     "analysis.bench",
     "analysis.tune",
     "analysis.memory",
+    "analysis.exported",
+    "analysis.portability",
     "analysis.report",
     "commands",
     "cli",

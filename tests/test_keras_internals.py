@@ -545,3 +545,51 @@ def test_optimizers_that_leave_averages_are_told_through_a_scaler():
         optimizer.build([weight])
         assert keras_internals.leaves_averages(optimizer) is use_ema
         assert keras_internals.leaves_averages(inner) is use_ema
+
+
+def test_inputs_and_values_are_of_another_dtype_for_a_while():
+    inputs = keras.Input([2], dtype="float16", name="x")
+    dense = keras.layers.Dense(2, dtype="bfloat16")
+    model = keras.Sequential([inputs, dense])
+    kernel = np.float32(dense.kernel)
+
+    with (
+        keras_internals.input_dtypes_replaced([model], {"float16": "float32"}),
+        keras_internals.values_replaced([dense.kernel], "float32"),
+    ):
+        assert keras_internals.input_structure(model).dtype == "float32"
+        assert dense.kernel.value.dtype == "float32"
+        np.testing.assert_array_equal(dense.kernel, kernel)
+
+    assert keras_internals.input_structure(model).dtype == "float16"
+    assert dense.kernel.value.dtype == "bfloat16"
+
+
+def test_what_a_model_takes():
+    a, b = keras.Input([2], name="one"), keras.Input([3], name="two")
+    total = keras.ops.sum(a, -1) + keras.ops.sum(b, -1)
+    model = keras.Model({"one": a, "two": b}, total)
+    structure = keras_internals.input_structure(model)
+    assert structure["one"].shape == (None, 2)
+    assert keras_internals.input_name(structure["two"]) == "two"
+    assert isinstance(model, keras_internals.Functional)
+    operations = keras_internals.graph_operations(model)
+    assert "Sum" in {type(each).__name__ for each in operations}
+    assert keras_internals.input_structure(keras.Sequential()) is None
+    assert keras_internals.graph_inputs(model)["one"] is structure["one"]
+    steps = keras_internals.graph_steps(model)
+    assert len(steps) == 3
+    assert keras.tree.flatten(steps[-1][1])[0] is total
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x["rows"])
+
+    own = Own()
+    assert keras_internals.called_shapes(own) is None
+    own({"rows": np.zeros([2, 3], "float32")})
+    assert keras_internals.called_shapes(own)["rows"] == (2, 3)

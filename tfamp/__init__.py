@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tfamp.layers.optimize import optimize
     from tfamp.precision.keep_float32 import keep_float32
     from tfamp.precision.policy import precision_scope, set_precision
+    from tfamp.saving.export import export
     from tfamp.saving.load import load_model
     from tfamp.scaling.optimizer import (
         LossScaleOptimizer,
@@ -51,6 +52,7 @@ _HOMES = {
     "compare": "analysis.shadow.compare",
     "detect_hardware": "hardware.devices",
     "evaluate": "training.fit",
+    "export": "saving.export",
     "fit": "training.fit",
     "float8": "layers.float8",
     "get_strategy": "distribute.strategy",
@@ -83,6 +85,7 @@ __all__ = [
     "compare",
     "detect_hardware",
     "evaluate",
+    "export",
     "fit",
     "float8",
     "get_strategy",

@@ -10,7 +10,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import keras
@@ -1151,6 +1151,96 @@ def build_optimizer(model: keras.Model) -> None:
     """Creates the variables of a model's optimizer, where they are missing."""
     if model.optimizer is not None and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
+
+
+# A model that is a graph of operations, of which Keras has no public name.
+Functional = keras.src.models.functional.Functional
+
+
+def graph_steps(model: keras.Model) -> list[tuple[str, Any]]:
+    """The names of what a functional model calls, in order, and the results.
+
+    Results are symbolic, in the structure in which they are returned.
+    """
+    graph = getattr(model, "_functional", None) or model
+    by_depth = getattr(graph, "_nodes_by_depth", {})
+    return [
+        (node.operation.name, node.outputs)
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def graph_inputs(model: keras.Model) -> Any:
+    """The symbolic inputs of a functional model, as they were given."""
+    graph = getattr(model, "_functional", None) or model
+    return getattr(graph, "_inputs_struct", None)
+
+
+def graph_operations(model: keras.Model) -> list:
+    """The layers and operations that a functional model is a graph of."""
+    graph = getattr(model, "_functional", model)
+    return list(getattr(graph, "operations", ()))
+
+
+@contextlib.contextmanager
+def input_dtypes_replaced(
+    models: Sequence[keras.Model], dtypes: dict[str, str]
+) -> Iterator[None]:
+    """Within it functional models cast their inputs to other dtypes."""
+    graphs = [getattr(model, "_functional", None) or model for model in models]
+    tensors = [
+        tensor
+        for graph in graphs
+        for tensor in getattr(graph, "_inputs", ())
+        if tensor.dtype in dtypes
+    ]
+    before = [tensor._dtype for tensor in tensors]
+    for tensor in tensors:
+        tensor._dtype = dtypes[tensor._dtype]
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, before, strict=True):
+            tensor._dtype = dtype
+
+
+@contextlib.contextmanager
+def values_replaced(
+    variables: Iterable[keras.Variable], dtype: str
+) -> Iterator[None]:
+    """Within it variables are kept, and read, in another dtype."""
+    before = [(variable, variable._value) for variable in variables]
+    for variable, value in before:
+        variable._value = tf.Variable(
+            tf.cast(value, dtype), trainable=False, name=variable.name
+        )
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable._value = value
+
+
+def input_structure(model: keras.Model) -> Any:
+    """The symbolic inputs, in the structure of the call; None where unknown."""
+    graph = getattr(model, "_functional", None) or model
+    structure: Any = getattr(graph, "_inputs_struct", None)
+    is_sequence = isinstance(structure, (list, tuple)) and len(structure) == 1
+    return structure[0] if is_sequence else structure
+
+
+def called_shapes(model: keras.Model) -> Any:
+    """The shapes of the first argument that a model was built with, or None."""
+    shapes = getattr(model, "_build_shapes_dict", None)
+    return next(iter(shapes.values())) if shapes else None
+
+
+def input_name(tensor: Any) -> str | None:
+    """The name of the `Input` that a symbolic tensor comes from."""
+    history = getattr(tensor, "_keras_history", None)
+    return getattr(history and history.operation, "name", None)
 
 
 _KEYS_OF_A_STRATEGY = 100_000

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import math
 import os
 import pathlib
@@ -93,6 +94,12 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         raise
 
 
+def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Replaces a file by a record as strict JSON; inf and NaN become null."""
+    text = json.dumps(_finite(record), indent=1, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
 @contextlib.contextmanager
 def said_and_done_without(path: pathlib.Path) -> Iterator[None]:
     """A log that cannot be written is no reason to stop training.
@@ -123,6 +130,16 @@ def utc_now() -> str:
     """The time as ISO 8601 in UTC with microseconds; sorts as text."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return now.isoformat(timespec="microseconds")
+
+
+def _finite(value):
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _json_number(value):

@@ -47,7 +47,7 @@ def diagnose(assume: str | None = None) -> dict[str, Any]:
     Raises:
         InputError: The name is unknown, or TensorFlow does not import.
     """
-    found = None if assume is None else _known_hardware(assume)
+    found = None if assume is None else known_hardware(assume)
     with _captured_stderr() as log:
         try:
             import tensorflow as tf
@@ -159,7 +159,13 @@ def _dimension_rows(multiple: int) -> list[tuple[str, str]]:
     ]
 
 
-def _known_hardware(name: str) -> Hardware:
+def known_hardware(name: str) -> Hardware:
+    """A device of `KNOWN_HARDWARE`, in any case and with or without blanks.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+
     def plain(text):
         return re.sub(r"[\s_-]", "", text).casefold()
 

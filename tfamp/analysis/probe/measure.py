@@ -13,6 +13,7 @@ from tfamp.analysis.probe.advice import ProbedTensor, advise
 from tfamp.analysis.probe.counter import Step, TensorName, tapped_parts
 from tfamp.analysis.probe.histogram import Histogram
 from tfamp.analysis.probe.report import ProbeReport
+from tfamp.precision.computing import computing_in, layers_in_16_bits
 from tfamp.training import preconditions
 
 # What hands on weights that are stored in 16 bits.
@@ -73,7 +74,7 @@ def counted_in_float32(
         dataset: global batches.
         steps: how many of them, at most.
     """
-    in_16_bits = probe_steps.layers_in_16_bits(model)
+    in_16_bits = layers_in_16_bits(model)
     in_float32 = {
         part.path
         for part in tapped_parts(model)
@@ -81,7 +82,7 @@ def counted_in_float32(
     }
     with (
         probe_steps.unchanged(model),
-        probe_steps.computing_in("float32", in_16_bits),
+        computing_in("float32", in_16_bits),
         probe_steps.counting(model, Step()) as count,
     ):
         counted = count(dataset, steps)

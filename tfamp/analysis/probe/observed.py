@@ -12,6 +12,7 @@ from tfamp.analysis.probe.counter import Kind, Step
 from tfamp.analysis.probe.format_losses import Shares
 from tfamp.analysis.probe.histogram import Histogram
 from tfamp.formats import check_scale
+from tfamp.precision.computing import computing_in, layers_in_16_bits
 
 # More steps than a dataset to train on before has batches.
 _ALL = 2**31
@@ -70,7 +71,7 @@ def observe(
     check_scale(scale)
     dataset = tf.data.Dataset.from_tensors(batch)
     steps.prepare(model, dataset)
-    in_16_bits = steps.layers_in_16_bits(model)
+    in_16_bits = layers_in_16_bits(model)
     kept = steps.layers_at(model, float32_layers)
     switched = [
         layer
@@ -79,7 +80,7 @@ def observe(
     ]
     with steps.unchanged(model):
         with (
-            steps.computing_in("float32", in_16_bits),
+            computing_in("float32", in_16_bits),
             steps.counting(model, Step()) as count,
         ):
             if after is not None:
@@ -87,8 +88,8 @@ def observe(
             with steps.unchanged(model):
                 exact = count(dataset, 1)
         with (
-            steps.computing_in("float32", in_16_bits),
-            steps.computing_in("mixed_float16", switched),
+            computing_in("float32", in_16_bits),
+            computing_in("mixed_float16", switched),
             steps.counting(
                 model, Step(loss_scale=scale, applies=False)
             ) as count,

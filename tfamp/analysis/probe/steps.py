@@ -21,13 +21,10 @@ from tfamp.checkpoint.random_state import get_random_state, set_random_state
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import InputError
 from tfamp.precision.layer_paths import choose, walk
-from tfamp.precision.product_policy import product_dtype
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.step import build
 from tfamp.training import preconditions, safe
 from tfamp.training.evaluation import graph_calls
-
-_DTYPES_16 = ("bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,32 +125,6 @@ def unchanged(model: keras.Model) -> Iterator[None]:
         set_random_state(random_state)
 
 
-@contextlib.contextmanager
-def computing_in(
-    policy: str, layers: list[keras.layers.Layer]
-) -> Iterator[None]:
-    """Within it the layers compute in another precision.
-
-    Their weights stay what they are. What a layer computes in beside its
-    policy, as the `reverse_dtype` of an embedding, goes with it.
-    """
-    new = keras.dtype_policies.get(policy)
-    beside = [
-        (vars(layer), name, vars(layer)[name])
-        for layer in layers
-        for name in _dtypes_beside(layer)
-    ]
-    for attributes, name, _ in beside:
-        # Past Layer.__setattr__, which tracks what it is given.
-        attributes[name] = new.compute_dtype
-    try:
-        with keras_internals.dtype_policy_replaced(layers, new):
-            yield
-    finally:
-        for attributes, name, value in beside:
-            attributes[name] = value
-
-
 def _computing_in_16_bits() -> Iterator[str]:
     """Types of the operations of 16 bits in the graph that is being made."""
     for operation in tf.compat.v1.get_default_graph().get_operations():
@@ -162,35 +133,6 @@ def _computing_in_16_bits() -> Iterator[str]:
             for output in operation.outputs
         ):
             yield operation.type
-
-
-def _dtypes_beside(layer: keras.layers.Layer) -> list[str]:
-    """Attributes that say of 16 bits, beside the layer's policy."""
-    return [
-        name
-        for name, value in vars(layer).items()
-        if name.endswith("dtype")
-        and isinstance(value, (str, tf.DType))
-        and _is_16_bits(value)
-    ]
-
-
-def _is_16_bits(dtype) -> bool:
-    try:
-        return tf.as_dtype(dtype).name in _DTYPES_16
-    except TypeError:
-        return False
-
-
-def layers_in_16_bits(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers and models that compute, or multiply, in 16 bits."""
-    return [
-        layer
-        for layer in keras_internals.all_layers(model)
-        if layer.compute_dtype in _DTYPES_16
-        or product_dtype(layer) is not None
-        or _dtypes_beside(layer)
-    ]
 
 
 def layers_in_float32(model: keras.Model) -> list[keras.layers.Layer]:

@@ -1,8 +1,8 @@
 """`report.html`: what was found about a recipe, on one page that opens offline.
 
 The page is made anew from the JSON beside it: `parity.json`, `bench.json`,
-`probe.json`, `tune.json`, and the logs of a run (`run.json`, `metrics.jsonl`,
-`scale.jsonl`), whichever lie in the folder.
+`export.json`, `portability.json`, `probe.json`, `tune.json`, and the logs of
+a run (`run.json`, `metrics.jsonl`, `scale.jsonl`), whichever lie in the folder.
 """
 
 import dataclasses
@@ -160,9 +160,23 @@ def _tune(record: Mapping[str, Any]) -> Part:
     return tune_part.part(record)
 
 
+def _export(record: Mapping[str, Any]) -> Part:
+    from tfamp.analysis.exported import part as export_part
+
+    return export_part.part(record)
+
+
+def _portability(record: Mapping[str, Any]) -> Part:
+    from tfamp.analysis.portability import part as portability_part
+
+    return portability_part.part(record)
+
+
 _ANALYSES = {
     "parity": _parity,
     "bench": _bench,
+    "export": _export,
+    "portability": _portability,
     "probe": _probe,
     "tune": _tune,
 }

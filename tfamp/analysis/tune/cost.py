@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfamp.analysis.bench import flops
 from tfamp.analysis.probe import steps as probe_steps
 from tfamp.analysis.tune.gradient import Gradients
+from tfamp.precision.computing import computing_in, layers_in_16_bits
 
 _ROUNDS = 5
 
@@ -71,12 +72,12 @@ def narrow_shares(
         By name; None where products cannot be counted.
     """
     rows = _rows(next(iter(dataset)))
-    layers = probe_steps.layers_in_16_bits(model)
+    layers = layers_in_16_bits(model)
     shares: dict[str, float] = {}
     for name, narrow in chosen.items():
         with (
-            probe_steps.computing_in("float32", layers),
-            probe_steps.computing_in(precision, list(narrow)),
+            computing_in("float32", layers),
+            computing_in(precision, list(narrow)),
             probe_steps.one_optimizer_for_all(model),
         ):
             try:

@@ -19,6 +19,7 @@ from tfamp.analysis.tune.draws import drawn_alike
 from tfamp.analysis.tune.switch import Switch
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import InputError
+from tfamp.precision.computing import computing_in
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.step import build
 from tfamp.taps.gates import gate
@@ -240,7 +241,7 @@ class Plain:
     def _gradient(self, share, scale: float) -> tf.Tensor:
         gradients = self._gradients
         gradients.runs += 1
-        with probe_steps.computing_in(self._policy, self._layers):
+        with computing_in(self._policy, self._layers):
             result = self._run(share, tf.constant(scale))
         strategy = gradients._model.distribute_strategy
         return strategy.experimental_local_results(result)[0]

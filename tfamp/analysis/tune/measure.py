@@ -25,6 +25,7 @@ from tfamp.analysis.tune.report import PathStep, TuneReport
 from tfamp.analysis.tune.switch import Switch
 from tfamp.analysis.tune.units import Unit, kept_layers, units_of
 from tfamp.errors import InputError
+from tfamp.precision.computing import computing_in
 from tfamp.precision.policy import precision_of, resolve_precision
 from tfamp.training import preconditions
 
@@ -92,7 +93,7 @@ def tune(
     switch = Switch(units, keras.dtype_policies.get(precision))
     with (
         probe_steps.unchanged(model),
-        probe_steps.computing_in("float32", keras_internals.all_layers(model)),
+        computing_in("float32", keras_internals.all_layers(model)),
         gradients_of(model, dataset, steps, switch, len(units)) as gradients,
     ):
         limit = budget * gradients.noise

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from tfamp.analysis.probe import steps
+from tfamp.precision.computing import computing_in, layers_in_16_bits
 from tfamp.precision.keep_float32 import keep_float32
 
 
@@ -29,7 +29,7 @@ def test_a_dtype_beside_the_policy_goes_with_it_and_comes_back():
     keep_float32(model, outputs=False)
     ids = np.zeros((2, 4), "int32")
     assert "float16" in dtypes(model, ids)
-    with steps.computing_in("float32", steps.layers_in_16_bits(model)):
+    with computing_in("float32", layers_in_16_bits(model)):
         assert dtypes(model, ids) == {"float32"}
     assert embedding.reverse_dtype == "float16"
     assert "float16" in dtypes(model, ids)
