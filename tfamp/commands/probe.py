@@ -57,6 +57,7 @@ def _run(args: argparse.Namespace) -> int:
 
     with console.aside(args.json):
         found = _probe(recipe, config, args.steps)
+        found = dataclasses.replace(found, recipe=args.recipe)
         found.save(folder / "probe.json")
         if args.tensorboard:
             from tfamp.analysis.probe.tensorboard import write_histograms

@@ -77,6 +77,7 @@ def _run(args: argparse.Namespace) -> int:
             # The recipe's own choice of float32 layers shows in 16 bits only.
             config = dataclasses.replace(config, precision=precision)
             found = _tune(recipe, config, args)
+            found = dataclasses.replace(found, recipe=args.recipe)
             file_name = f"tune-{name}.json" if first else "tune.json"
             found.save(folder / file_name)
             first = first or found
