@@ -1,5 +1,5 @@
-# @title Setup: what this runtime is, and what is missing here
-# The same in every notebook. It installs on Colab only, and whatever is amiss
+# What this runtime is, and what is missing here.
+# The first cell of every notebook runs it. It installs on Colab only, and whatever is amiss
 # it says in words, not by an error.
 import glob
 import importlib.metadata

@@ -2,11 +2,13 @@
 
     python -m colab.generate            # writes all
     python -m colab.generate --check    # exit status 1, and names, if stale
+    python -m colab.generate --run      # runs those that show their outputs
 
 A source is in jupytext's percent format. It begins with a markdown cell: the
 title, and a line each for what one will see, how long it takes and which
 runtime to choose, as `_FACTS` has them. Badge, setup cell and metadata are
-added here, so that all notebooks have the same.
+added here, so that all notebooks have the same. The setup cell fetches and runs
+`setup_runtime.py`, which is made of `first_cell.py`.
 """
 
 import configparser
@@ -27,7 +29,10 @@ BRANCH = "main"
 
 FOLDER = pathlib.Path(__file__).parent
 FIRST_CELL = FOLDER / "first_cell.py"
-_NOT_NOTEBOOKS = ("first_cell", "generate")
+SETUP_NAME = "setup_runtime.py"
+# What the page of the repository shows as it ran; the others have no outputs.
+WITH_OUTPUTS: tuple[str, ...] = ()
+_NOT_NOTEBOOKS = ("first_cell", "generate", "setup_runtime")
 _EMPTY = 'SOURCE, TENSORFLOW, OTHERS = "", "", ""'
 
 _FACTS = ("What you will see", "How long it takes", "Which runtime")
@@ -40,7 +45,7 @@ _RUNTIMES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes all notebooks, or with `--check` only compares them.
+    """Writes all notebooks; `--check` only compares, `--run` runs some.
 
     Args:
         argv: the arguments after the program's name; `sys.argv[1:]` if None.
@@ -50,17 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         another argument.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if list(argv) not in ([], ["--check"]):
-        print(f"{' '.join(argv)}: expected --check or nothing", file=sys.stderr)
+    if list(argv) not in ([], ["--check"], ["--run"]):
+        print(
+            f"{' '.join(argv)}: expected --check, --run or nothing",
+            file=sys.stderr,
+        )
         return 2
     stale = stale_notebooks()
-    if argv:
+    if list(argv) == ["--check"]:
         for path in stale:
             print(f"stale: colab/{path.name}; run python -m colab.generate")
         return 1 if stale else 0
     for path, text in stale.items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote colab/{path.name}")
+    if list(argv) == ["--run"]:
+        for name in WITH_OUTPUTS:
+            path = FOLDER / f"{name}.ipynb"
+            path.write_text(ran(path), encoding="utf-8")
+            print(f"ran colab/{path.name}")
     return 0
 
 
@@ -72,16 +85,45 @@ def sources() -> list[pathlib.Path]:
 
 
 def stale_notebooks() -> dict[pathlib.Path, str]:
-    """The .ipynb files that are not as they should be, and what they should."""
+    """The files that are not as they should be, and what they should.
+
+    The outputs of a notebook that shows some are left out of that.
+    """
     texts = {
         source.with_suffix(".ipynb"): notebook_text(source)
         for source in sources()
     }
+    texts[FOLDER / SETUP_NAME] = first_cell() + "\n"
     return {
-        path: text
-        for path, text in texts.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
+        path: text for path, text in texts.items() if _without(path) != text
     }
+
+
+def ran(path: pathlib.Path) -> str:
+    """A notebook with the outputs of a run here, in its folder.
+
+    What libraries say on stderr is left out.
+    """
+    import nbclient
+
+    notebook = nbformat.read(path, as_version=4)
+    done = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(
+        done,
+        timeout=600,
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    for cell, made in zip(notebook.cells, done.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.execution_count = made.execution_count
+            cell.outputs = [
+                output
+                for output in made.outputs
+                if output.get("name") != "stderr"
+            ]
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook, version=4) + "\n"
 
 
 def notebook_text(source: pathlib.Path) -> str:
@@ -93,10 +135,10 @@ def notebook_text(source: pathlib.Path) -> str:
     title, *cells = jupytext.read(source).cells
     runtime = _runtime(source, title)
     title.source = f"{_badge(source.stem)}\n\n{title.source}"
-    cells = [title, nbformat.v4.new_code_cell(first_cell()), *cells]
+    cells = [title, nbformat.v4.new_code_cell(setup_cell()), *cells]
     for i, cell in enumerate(cells):
         cell.id = f"cell-{i:02}"
-        cell.metadata = {"cellView": "form"} if i == 1 else {}
+        cell.metadata = {}
     accelerator, gpu_type = (
         {key: _RUNTIMES[runtime][key]} if _RUNTIMES[runtime] else {}
         for key in ("accelerator", "gpuType")
@@ -114,8 +156,21 @@ def notebook_text(source: pathlib.Path) -> str:
     return nbformat.writes(notebook, version=4) + "\n"
 
 
+def setup_cell() -> str:
+    """The first cell of code: it gets the setup, if it is not here, and runs it.
+
+    Jupyter starts a notebook in its folder, where it is; Colab elsewhere.
+    """
+    address = "https://raw.githubusercontent.com"
+    return (
+        f"![ -f {SETUP_NAME} ] || curl -sO "
+        f"{address}/{REPOSITORY}/{BRANCH}/colab/{SETUP_NAME}\n"
+        f"%run {SETUP_NAME}"
+    )
+
+
 def first_cell() -> str:
-    """The setup cell, with the repository and the versions in it."""
+    """The setup, with the repository and the versions in it."""
     setup = configparser.ConfigParser()
     setup.read(FOLDER.parent / "setup.cfg")
     extras = setup["options.extras_require"]
@@ -136,6 +191,20 @@ def first_cell() -> str:
         f'TENSORFLOW = "{_versions(tensorflow)}"\n'
         f"OTHERS = (\n{literals})",
     )
+
+
+def _without(path: pathlib.Path) -> str | None:
+    """A file's text, of a notebook that shows outputs without these."""
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if path.stem not in WITH_OUTPUTS:
+        return text
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nbformat.writes(notebook, version=4) + "\n"
 
 
 def _requirements(lines: str) -> list[Requirement]:

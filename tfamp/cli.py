@@ -6,45 +6,36 @@ The commands are in `tfamp/commands`. Bad input, there or in the library, is an
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from tfamp.commands import (
-    bench,
-    compare,
-    doctor,
-    export,
-    formats,
-    lint,
-    memory,
-    new,
-    parity,
-    portability,
-    probe,
-    recipe_argument,
-    report,
-    tune,
-)
+from tfamp.commands import recipe_argument
 from tfamp.errors import InputError
 from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
-COMMANDS = (
-    bench,
-    compare,
-    doctor,
-    export,
-    formats,
-    lint,
-    memory,
-    new,
-    parity,
-    portability,
-    probe,
-    report,
-    tune,
+# Modules of `tfamp/commands`, in the order of a person's work.
+COMMANDS = tuple(
+    importlib.import_module(f"tfamp.commands.{name}")
+    for name in (
+        "doctor",
+        "new",
+        "lint",
+        "compare",
+        "probe",
+        "tune",
+        "memory",
+        "bench",
+        "parity",
+        "export",
+        "portability",
+        "report",
+        "formats",
+        "completion",
+    )
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 import traitlets.config
 
 from colab import generate
-from tests.conftest import ROOT, mostly_long
+from tests.conftest import mostly_long
 
 # Of a processor: what else the machine does meanwhile does not count.
 SECONDS = 180
@@ -84,7 +84,7 @@ def problems(path, kernel_environment):
     client = nbclient.NotebookClient(
         notebook,
         timeout=CELL_SECONDS,
-        resources={"metadata": {"path": str(ROOT)}},
+        resources={"metadata": {"path": str(generate.FOLDER)}},
         config=OVER_FILES,
     )
     started = processor_seconds()
@@ -141,7 +141,7 @@ def test_what_is_wrong_with_a_notebook_is_found(
     code, problem, tmp_path, monkeypatch, kernel_environment
 ):
     # Without the setup cell, which starts no kernel faster.
-    monkeypatch.setattr(generate, "first_cell", lambda: "import time")
+    monkeypatch.setattr(generate, "setup_cell", lambda: "import time")
     monkeypatch.setattr(sys.modules[__name__], "SECONDS", 2)
     path = tmp_path / "wrong.py"
     path.write_text(

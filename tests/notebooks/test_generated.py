@@ -44,11 +44,34 @@ def test_a_notebook_has_badge_title_setup_cell_and_no_output(tmp_path):
         "colab/example.ipynb)"
     )
     assert heading == "# A title"
-    assert setup.source == generate.first_cell()
+    assert setup.source == generate.setup_cell()
+    assert setup.source.count("\n") == 1
     assert last.source == "print(1)"
     assert [cell.outputs for cell in (setup, last)] == [[], []]
     assert made.metadata.accelerator == "TPU"
     assert made.metadata.colab.gpuType == "V5E1"
+
+
+def test_some_notebooks_show_their_outputs_and_the_others_have_none():
+    for path in generate.FOLDER.glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = [each for cell in cells for each in cell.get("outputs", [])]
+        assert bool(outputs) == (path.stem in generate.WITH_OUTPUTS), path
+        assert not [o for o in outputs if o.output_type == "error"]
+
+
+def test_outputs_make_no_notebook_stale(tmp_path, monkeypatch):
+    (tmp_path / "example.py").write_text(TITLE)
+    monkeypatch.setattr(generate, "FOLDER", tmp_path)
+    monkeypatch.setattr(generate, "WITH_OUTPUTS", ("example",))
+    monkeypatch.setattr(generate, "setup_cell", lambda: "import sys")
+    monkeypatch.setattr(generate, "first_cell", lambda: "setup")
+    assert generate.main(["--run"]) == 0
+    assert generate.stale_notebooks() == {}
+    cells = nbformat.read(tmp_path / "example.ipynb", as_version=4).cells
+    assert cells[2].outputs[0].text == "1\n"
+    (tmp_path / "example.py").write_text(TITLE.replace("print(1)", "print(2)"))
+    assert [p.name for p in generate.stale_notebooks()] == ["example.ipynb"]
 
 
 def test_equal_sources_give_equal_bytes(tmp_path):
@@ -86,10 +109,11 @@ def test_check_names_stale_notebooks_and_writes_nothing(
 
     assert generate.main([]) == 0
     assert generate.main(["--check"]) == 0
+    assert (tmp_path / "setup_runtime.py").read_text() == "setup\n"
     (tmp_path / "example.ipynb").write_text("{}")
     assert generate.main(["--check"]) == 1
 
 
 def test_another_argument_is_refused(capsys):
     assert generate.main(["--chek"]) == 2
-    assert "--chek: expected --check" in capsys.readouterr().err
+    assert "--chek: expected --check, --run" in capsys.readouterr().err

@@ -252,6 +252,28 @@ def test_every_epoch_is_one_json_line_and_one_csv_row(tmp_path):
     assert float(rows[1]["val_accuracy"]) == 1.0
 
 
+def test_the_rate_that_an_epoch_ended_with_is_logged(tmp_path):
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 4, 0.5)
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+    optimizer = tfamp.wrap_optimizer(keras.optimizers.SGD(schedule))
+    model.compile(optimizer, "mse")
+    parts = [
+        callbacks.MetricsLog(tmp_path),
+        callbacks.TensorBoardScalars(tmp_path),
+    ]
+    x = np.ones([8, 1], "float32")
+    history = tfamp.fit(
+        model, x, x, batch_size=2, epochs=2, callbacks=parts, verbose=0
+    )
+    # Halved by each epoch of 4 steps.
+    rates = [line["learning_rate"] for line in json_lines(tmp_path)]
+    assert rates == [0.25, 0.125]
+    train = scalars(tmp_path / "tensorboard" / "train")
+    assert train["learning_rate"] == [(0, 0.25), (1, 0.125)]
+    # Keras's own history has no such key.
+    assert "learning_rate" not in history.history
+
+
 def test_a_resumed_run_appends(tmp_path):
     drive(callbacks.MetricsLog(tmp_path), epochs=[0, 1], ends=False)
     drive(callbacks.MetricsLog(tmp_path), epochs=[2])
@@ -329,7 +351,9 @@ def test_a_metric_that_is_an_array_is_logged_as_a_list(tmp_path, capsys):
     drive(*parts, epochs=[0], logs=logs)
     assert json_lines(tmp_path)[0]["per_class"] == [0.5, None]
     assert capsys.readouterr().out == "epoch 1/1  loss 1.0000  0.0 s\n"
-    assert scalars(tmp_path / "tensorboard" / "train") == {"loss": [(0, 1.0)]}
+    train = scalars(tmp_path / "tensorboard" / "train")
+    assert train["loss"] == [(0, 1.0)]
+    assert "per_class" not in train
 
 
 # TensorBoardScalars

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tfamp.commands import recipe_argument
+from tfamp.commands import json_flag, recipe_argument
 from tfamp.files import console
 
 
@@ -52,6 +52,7 @@ def add_to(commands: Any) -> None:
         required=True,
         help="folder for bench.json, report.html and the logs of the runs",
     )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -75,8 +76,12 @@ def _run(args: argparse.Namespace) -> int:
         memory_limit_gib=args.memory_limit_gib,
         profile=args.profile,
     )
-    record = series.measure(plan, args.output_dir)
-    page = write.write(args.output_dir)
+    with console.aside(args.json):
+        record = series.measure(plan, args.output_dir)
+        page = write.write(args.output_dir)
+    if args.json:
+        console.print_json(record)
+        return 0
     console.print_text(
         *map(console.filled, tables.tables(record)),
         part.verdict(record),

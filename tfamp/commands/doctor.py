@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from tfamp.commands import json_flag
 from tfamp.files import console
 
 
@@ -21,7 +22,7 @@ def add_to(commands: Any) -> None:
         help="judge this device instead: V100, T4, A100, H100, MI300, "
         "'TPU v5e' and others",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tfamp.commands import recipe_argument, trained_argument
+from tfamp.commands import json_flag, recipe_argument, trained_argument
 from tfamp.errors import InputError
 from tfamp.files import console
 
@@ -64,6 +64,7 @@ def add_to(commands: Any) -> None:
         required=True,
         help="folder for the files, export.json and report.html",
     )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -103,25 +104,30 @@ def _run(args: argparse.Namespace) -> int:
         else [each.strip() for each in args.keep.split(",") if each.strip()],
         order=_order(subject, args) if args.keep == "auto" else (),
     )
-    record = {
-        **measure.measure(
-            model,
-            trained_argument.inputs_of_part(subject, args.part),
-            trained_argument.inputs_of_part(subject, args.part, "train"),
-            folder,
-            question,
-            steps=args.steps,
-            say=lambda text: print(text, flush=True),
-        ),
-        **trained_argument.described(args),
-    }
-    write_json(folder / "export.json", record)
-    console.print_text(
-        *map(console.filled, tables.tables(record)),
-        *part.notes(record),
-        part.verdict(record),
-        f"The report: {write.write(folder)}",
-    )
+    with console.aside(args.json):
+        record = {
+            **measure.measure(
+                model,
+                trained_argument.inputs_of_part(subject, args.part),
+                trained_argument.inputs_of_part(subject, args.part, "train"),
+                folder,
+                question,
+                steps=args.steps,
+                say=lambda text: print(text, flush=True),
+            ),
+            **trained_argument.described(args),
+        }
+        write_json(folder / "export.json", record)
+        page = write.write(folder)
+    if args.json:
+        console.print_json(record)
+    else:
+        console.print_text(
+            *map(console.filled, tables.tables(record)),
+            *part.notes(record),
+            part.verdict(record),
+            f"The report: {page}",
+        )
     return 0 if record["passed"] else 1
 
 

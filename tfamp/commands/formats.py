@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tfamp import formats
+from tfamp.commands import json_flag
 from tfamp.files import console
 
 _KIND_STYLES = {
@@ -46,7 +47,7 @@ def add_to(commands: Any) -> None:
         help="also multiply by this power of two, round, and unscale in "
         "float32, as loss scaling does",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
-from tfamp.commands import recipe_argument
+from tfamp.commands import json_flag, recipe_argument
 from tfamp.errors import InputError
 from tfamp.files import console
 
@@ -35,20 +35,20 @@ def add_to(commands: Any) -> None:
         "runs no step without --run. Exits with 1 if a finding is an error.",
         allow_abbrev=False,
     )
-    recipe_argument.add_to(parser)
+    recipe_argument.add_to(parser, takes_model=True)
     parser.add_argument(
         "--run",
         dest="runs_step",
         action="store_true",
         help="run one step beside itself in float32 too, see `tfamp compare`",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--sarif",
         metavar="FILE",
         default="",
         help="write SARIF 2.1.0 too, which code hosts show beside the code",
     )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -58,6 +58,8 @@ def _run(args: argparse.Namespace) -> int:
     quiet_tensorflow()
     sarif_file = _checked_file(args.sarif)
     recipe, config = recipe_argument.load(args)
+    if args.runs_step:
+        recipe_argument.require_data(args, config)
 
     from tfamp.analysis.lint.check import lint
     from tfamp.analysis.lint.findings import ERROR
@@ -73,9 +75,10 @@ def _run(args: argparse.Namespace) -> int:
 
         findings += compare(subject.model, batch).findings()
     if sarif_file is not None:
-        _write_sarif(
-            sarif_file, findings, subject, recipe.__file__ or args.recipe
-        )
+        source = args.recipe
+        if not recipe_argument.is_saved_model(args):
+            source = recipe.__file__ or source
+        _write_sarif(sarif_file, findings, subject, source)
     if args.json:
         console.print_json(_report(args.recipe, subject, findings))
     else:

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from tfamp.commands import recipe_argument
+from tfamp.commands import json_flag, recipe_argument
 from tfamp.errors import InputError
 from tfamp.files import console
 
@@ -48,9 +48,7 @@ def add_to(commands: Any) -> None:
         type=float,
         help="memory of a device, in 10^9 bytes: says what fits",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object"
-    )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 

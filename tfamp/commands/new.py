@@ -6,7 +6,9 @@ import keyword
 import pathlib
 from typing import Any
 
+from tfamp.commands import json_flag
 from tfamp.errors import InputError
+from tfamp.files import console
 
 
 def add_to(commands: Any) -> None:
@@ -20,6 +22,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "name", metavar="NAME", help="of the recipe: my_model, or a/my_model.py"
     )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -45,5 +48,8 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(
             f"{path} cannot be written: {error.strerror}."
         ) from None
-    print(f"Wrote {path}. It runs at once: python {path}")
+    if args.json:
+        console.print_json({"schema": "tfamp.new/1", "path": str(path)})
+    else:
+        print(f"Wrote {path}. It runs at once: python {path}")
     return 0

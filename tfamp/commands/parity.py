@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tfamp.commands import recipe_argument
+from tfamp.commands import json_flag, recipe_argument
 from tfamp.files import console
 
 _BOOLEANS = {"auto": None, "true": True, "false": False}
@@ -56,6 +56,7 @@ def add_to(commands: Any) -> None:
         required=True,
         help="folder for parity.json, report.html and the runs",
     )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -79,11 +80,15 @@ def _run(args: argparse.Namespace) -> int:
         greater_is_better=_BOOLEANS[args.greater_is_better],
         alpha=args.alpha,
     )
-    record = series.measure(question, args.output_dir)
-    page = write.write(args.output_dir)
-    console.print_text(
-        *map(console.filled, tables.tables(record)),
-        record["verdict"],
-        f"The report: {page}",
-    )
+    with console.aside(args.json):
+        record = series.measure(question, args.output_dir)
+        page = write.write(args.output_dir)
+    if args.json:
+        console.print_json(record)
+    else:
+        console.print_text(
+            *map(console.filled, tables.tables(record)),
+            record["verdict"],
+            f"The report: {page}",
+        )
     return 0 if all(record["equivalent"].values()) else 1

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from tfamp.commands import recipe_argument, trained_argument
+from tfamp.commands import json_flag, recipe_argument, trained_argument
 from tfamp.files import console
 
 
@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
         required=True,
         help="folder for portability.json and report.html",
     )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -56,25 +57,30 @@ def _run(args: argparse.Namespace) -> int:
         return trained_argument.open_trained(recipe, here, args.checkpoint)
 
     subject = opened("float32")
-    record = {
-        **measure.measure(
-            lambda name: (
-                subject.model if name == "float32" else opened(name).model
+    with console.aside(args.json):
+        record = {
+            **measure.measure(
+                lambda name: (
+                    subject.model if name == "float32" else opened(name).model
+                ),
+                subject.eval_batches,
+                hardware,
+                metric=args.metric,
+                margin=args.margin,
+                alpha=args.alpha,
+                steps=args.steps,
+                say=lambda text: print(text, flush=True),
             ),
-            subject.eval_batches,
-            hardware,
-            metric=args.metric,
-            margin=args.margin,
-            alpha=args.alpha,
-            steps=args.steps,
-            say=lambda text: print(text, flush=True),
-        ),
-        **trained_argument.described(args),
-    }
-    write_json(folder / "portability.json", record)
-    console.print_text(
-        *map(console.filled, tables.tables(record)),
-        part.verdict(record),
-        f"The report: {write.write(folder)}",
-    )
+            **trained_argument.described(args),
+        }
+        write_json(folder / "portability.json", record)
+        page = write.write(folder)
+    if args.json:
+        console.print_json(record)
+    else:
+        console.print_text(
+            *map(console.filled, tables.tables(record)),
+            part.verdict(record),
+            f"The report: {page}",
+        )
     return 0 if record["passed"] else 1

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from tfamp.commands import recipe_argument
+from tfamp.commands import json_flag, recipe_argument
 from tfamp.errors import InputError
 from tfamp.files import console
 
@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
         "float32, and compares with a step in float16.",
         allow_abbrev=False,
     )
-    recipe_argument.add_to(parser)
+    recipe_argument.add_to(parser, takes_model=True)
     parser.add_argument(
         "--steps", type=int, default=8, help="to measure (default: 8)"
     )
@@ -30,6 +30,12 @@ def add_to(commands: Any) -> None:
         required=True,
         help="folder for probe.json and report.html",
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="leave the histograms in OUTPUT_DIR/tensorboard too",
+    )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -42,16 +48,26 @@ def _run(args: argparse.Namespace) -> int:
     plots.require_matplotlib()
     folder = output_folder(args.output_dir)
     recipe, config = recipe_argument.load(args, "precision", "output_dir")
+    recipe_argument.require_data(args, config)
     # The recipe's own choice of float32 layers shows in a 16-bit model only.
     config = dataclasses.replace(config, precision=_precision())
     make_folder(folder)
 
     from tfamp.analysis.report import write
 
-    found = _probe(recipe, config, args.steps)
-    found.save(folder / "probe.json")
-    page = write.write(folder)
-    _print(found.record(), page)
+    with console.aside(args.json):
+        found = _probe(recipe, config, args.steps)
+        found = dataclasses.replace(found, recipe=args.recipe)
+        found.save(folder / "probe.json")
+        if args.tensorboard:
+            from tfamp.analysis.probe.tensorboard import write_histograms
+
+            write_histograms(found.record(), folder / "tensorboard")
+        page = write.write(folder)
+    if args.json:
+        console.print_json(found.record())
+    else:
+        _print(found.record(), page)
     return 0
 
 

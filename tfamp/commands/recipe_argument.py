@@ -6,13 +6,14 @@ command has a flag of that name itself.
 """
 
 import argparse
+import dataclasses
 import types
 from collections.abc import Sequence
 from typing import Any
 
 from tfamp.errors import InputError
 from tfamp.precision.policy import canonical
-from tfamp.recipe import load_recipe
+from tfamp.recipe import load_recipe, saved_model
 from tfamp.recipe.flags import SETTING_PREFIX, configure
 
 
@@ -38,14 +39,26 @@ def attach_settings(
     args.settings = settings
 
 
-def add_to(parser: argparse.ArgumentParser) -> None:
-    """Declares the recipe of a command."""
+def add_to(parser: argparse.ArgumentParser, takes_model: bool = False) -> None:
+    """Declares the recipe of a command.
+
+    Args:
+        parser: of the command.
+        takes_model: whether a `.keras` file can stand in its place.
+    """
+    model = (
+        "; or a saved model, model.keras, with its rows in --data=FILE.npz and "
+        "what it imports in --modules=NAME"
+    )
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
         help="a module, recipes.image_classification, or a file, my/recipe.py;"
-        " its flags are set as when it is run, --FLAG=VALUE",
+        " its flags are set as when it is run, --FLAG=VALUE"
+        + model
+        * takes_model,
     )
+    parser.set_defaults(takes_model=takes_model)
 
 
 def add_precisions_to(parser: argparse.ArgumentParser) -> None:
@@ -72,15 +85,38 @@ def load(
         InputError: there is no such recipe or field, the value does not fit,
             or the field is reserved.
     """
-    recipe = load_recipe(args.recipe)
+    is_model = args.takes_model and is_saved_model(args)
+    recipe = saved_model if is_model else load_recipe(args.recipe)
     for name in reserved:
         if name in args.settings:
             raise InputError(
                 f"{SETTING_PREFIX}{name} is set by the command itself; leave "
                 "it out."
             )
-    flags = vars(args).keys() - {"recipe", "run", "settings"}
-    return recipe, configure(recipe.Config, args.settings, others=flags)
+    flags = vars(args).keys() - {"recipe", "run", "settings", "takes_model"}
+    config = configure(recipe.Config, args.settings, others=flags)
+    if is_model:
+        config = dataclasses.replace(config, model_file=args.recipe)
+    return recipe, config
+
+
+def is_saved_model(args: argparse.Namespace) -> bool:
+    """Whether a `.keras` file stands in the recipe's place."""
+    return args.recipe.endswith(saved_model.SUFFIX)
+
+
+def require_data(args: argparse.Namespace, config: Any) -> None:
+    """Asks for the rows that a step of a saved model needs.
+
+    Raises:
+        InputError: there are none.
+    """
+    if is_saved_model(args) and not config.data:
+        raise InputError(
+            f"{args.recipe!r} is a model without data, and this command runs "
+            "steps; give it rows: --data=FILE.npz, as np.savez(FILE, x=x, y=y) "
+            "writes it."
+        )
 
 
 def _flags(

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from tfamp.commands import recipe_argument
+from tfamp.commands import json_flag, recipe_argument
 from tfamp.errors import InputError
 from tfamp.files import console
 
@@ -22,7 +22,7 @@ def add_to(commands: Any) -> None:
         "takes the result: --precision_map=D/tune.json.",
         allow_abbrev=False,
     )
-    recipe_argument.add_to(parser)
+    recipe_argument.add_to(parser, takes_model=True)
     parser.add_argument(
         "--steps",
         type=int,
@@ -47,6 +47,7 @@ def add_to(commands: Any) -> None:
         required=True,
         help="folder for tune.json and report.html",
     )
+    json_flag.add_to(parser)
     parser.set_defaults(run=_run)
 
 
@@ -65,21 +66,26 @@ def _run(args: argparse.Namespace) -> int:
     recipe, config = recipe_argument.load(
         args, "precision", "precision_map", "output_dir"
     )
+    recipe_argument.require_data(args, config)
     make_folder(folder)
 
     from tfamp.analysis.report import write
 
     first = None
-    for name, precision in zip(formats, precisions, strict=True):
-        # The recipe's own choice of float32 layers shows in 16 bits only.
-        config = dataclasses.replace(config, precision=precision)
-        found = _tune(recipe, config, args)
-        file_name = f"tune-{name}.json" if first else "tune.json"
-        found.save(folder / file_name)
-        first = first or found
-        print(f"{folder / file_name}")
-        _print(found.record())
-    console.print_text(f"The report: {write.write(folder)}")
+    with console.aside(args.json):
+        for name, precision in zip(formats, precisions, strict=True):
+            # The recipe's own choice of float32 layers shows in 16 bits only.
+            config = dataclasses.replace(config, precision=precision)
+            found = _tune(recipe, config, args)
+            found = dataclasses.replace(found, recipe=args.recipe)
+            file_name = f"tune-{name}.json" if first else "tune.json"
+            found.save(folder / file_name)
+            first = first or found
+            print(f"{folder / file_name}")
+            _print(found.record())
+        console.print_text(f"The report: {write.write(folder)}")
+    if args.json and first:
+        console.print_json(first.record())
     return 0
 
 

@@ -1,5 +1,8 @@
 """What the commands print: text for people, JSON for programs."""
 
+import contextlib
+import copy
+import dataclasses
 import json
 import math
 import sys
@@ -13,6 +16,11 @@ from rich.text import Text
 
 # Fits beside a sidebar.
 _NOTEBOOK_COLUMNS = 100
+
+# Between two columns of a table.
+_GAP = 2
+# A longer name in a table may be folded, to as little as this.
+_FOLDED = 24
 
 
 def section(heading: str, rows: Sequence[tuple[str, str]]) -> Group:
@@ -74,10 +82,22 @@ def print_text(*blocks: RenderableType) -> None:
     )
     with console.capture() as capture:
         for block in blocks:
+            if isinstance(block, Table):
+                block = _fitted(block, console.width)
             console.print(block)
             console.print()
     lines = capture.get().splitlines()
     print("\n".join(line.rstrip() for line in lines).strip("\n"), flush=True)
+
+
+@contextlib.contextmanager
+def aside(is_json: bool):
+    """What is printed on the way goes to stderr where stdout is for JSON."""
+    if not is_json:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -96,3 +116,53 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value
+
+
+def _fitted(frame: Table, room: int) -> RenderableType:
+    """The table with the columns there is room for; no number is cut.
+
+    rich would shorten all columns alike, `0.0012` to `0.0...`. Here the last
+    ones go, and their headings are said.
+    """
+    least = list(map(_least_width, frame.columns))
+    natural = list(map(_natural_width, frame.columns))
+    if sum(natural) + _GAP * (len(natural) - 1) <= room:
+        return frame
+    count = len(least)
+    while count > 1 and sum(least[:count]) + _GAP * (count - 1) > room:
+        count -= 1
+    widths = least[:count]
+    spare = room - sum(widths) - _GAP * (count - 1)
+    for i in range(count):
+        more = max(0, min(spare, natural[i] - widths[i]))
+        widths[i] += more
+        spare -= more
+    kept = copy.copy(frame)
+    kept.columns = [
+        dataclasses.replace(column, width=width, overflow="fold")
+        for column, width in zip(frame.columns, widths, strict=False)
+    ]
+    left_out = [str(column.header) for column in frame.columns[count:]]
+    if not left_out:
+        return kept
+    note = f"Too narrow here for: {', '.join(left_out)}."
+    return Group(kept, Text(note, style="dim"))
+
+
+def _texts(column) -> list[str]:
+    return [str(cell) for cell in column.cells]
+
+
+def _natural_width(column) -> int:
+    return max(map(len, [str(column.header), *_texts(column)]))
+
+
+def _least_width(column) -> int:
+    """That of its longest number or word; headings break between words."""
+    words = str(column.header).split()
+    for text in _texts(column):
+        is_number = any(map(str.isdigit, text)) and len(text) <= _FOLDED
+        words += [text] if is_number else text.split()
+    longest = max(map(len, words), default=0)
+    # A path has no blanks, and may be longer than any terminal.
+    return min(longest, _FOLDED)

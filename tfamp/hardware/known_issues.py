@@ -44,7 +44,17 @@ def _several_replicas(hardware: Hardware) -> bool:
     return hardware.count > 1 or hardware.kind == "cpu"
 
 
+# What `tfamp.recipe.hints` says where it has happened.
+ADAPT = KnownIssue(
+    "keras",
+    "==3.15.*",
+    "Normalization().adapt(dataset) fails under mixed_float16 and "
+    "mixed_bfloat16; adapt(array) rounds mean and variance to 16 bits.",
+    'Make it in float32: keras.layers.Normalization(dtype="float32").',
+)
+
 KNOWN_ISSUES = (
+    ADAPT,
     KnownIssue(
         "keras",
         "==3.15.*",

@@ -12,6 +12,7 @@ from tfamp.recipe.program import (
     main,
     quiet_tensorflow,
     report_exit,
+    shipped_recipes,
 )
 from tfamp.recipe.run_config import (
     RunConfig,
@@ -37,5 +38,6 @@ __all__ = [
     "quiet_tensorflow",
     "report_exit",
     "run_callbacks",
+    "shipped_recipes",
     "start",
 ]

@@ -23,7 +23,6 @@ import importlib.util
 import logging
 import os
 import pathlib
-import pkgutil
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from tfamp.errors import (
     SaveError,
     WorkerLostError,
 )
+from tfamp.recipe import hints, saved_model
 from tfamp.recipe.flags import parse_flags
 
 RECIPE_NAMES = ("Config", "make_datasets", "build_model", "train")
@@ -92,8 +92,11 @@ def load_recipe(name_or_path: str) -> types.ModuleType:
 
     Raises:
         InputError: There is no such recipe, it needs a package that is not
-            installed, or it lacks a name or field that a recipe must hold.
+            installed, it lacks a name or field that a recipe must hold, or
+            it is a saved model.
     """
+    if name_or_path.endswith(saved_model.SUFFIX):
+        raise saved_model.refuse(name_or_path)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     if name_or_path.endswith(".py") or os.sep in name_or_path:
@@ -113,6 +116,19 @@ def load_recipe(name_or_path: str) -> types.ModuleType:
     if missing:
         raise InputError(f"Recipe {name_or_path!r} lacks {', '.join(missing)}.")
     return recipe
+
+
+def shipped_recipes() -> list[str]:
+    """The recipes that came with tfamp, by the names that commands take."""
+    package = importlib.util.find_spec("recipes")
+    folders = (package and package.submodule_search_locations) or ()
+    # Other modules there are what recipes have in common.
+    return [
+        f"recipes.{path.stem}"
+        for folder in folders
+        for path in sorted(pathlib.Path(folder).glob("*.py"))
+        if "recipe.main(" in path.read_text(encoding="utf-8")
+    ]
 
 
 def describe_exit(error: BaseException) -> tuple[str, int] | None:
@@ -146,6 +162,7 @@ def report_exit(error: BaseException) -> int:
     """
     described = describe_exit(error)
     if described is None:
+        hints.add_hint(error)
         raise error
     line, status = described
     print(f"tfamp: {line}", file=sys.stderr)
@@ -201,6 +218,7 @@ def _run(train, config_class, argv):
         described = describe_exit(error)
         if described is None:
             end_record(_one_line(f"{type(error).__name__}: {error}"))
+            hints.add_hint(error)
             raise
         end_record(described[0])
         return report_exit(error)
@@ -257,13 +275,10 @@ def _import_file(name):
 
 def _suggested_recipe(name):
     """What the shipped recipe with a name like this one is called."""
-    package = importlib.util.find_spec("recipes")
-    folders = (package and package.submodule_search_locations) or ()
-    known = [
-        f"recipes.{module.name}" for module in pkgutil.iter_modules(folders)
-    ]
     given = name if name.startswith("recipes.") else f"recipes.{name}"
-    (close,) = difflib.get_close_matches(given, known, 1, 0.8) or ("",)
+    (close,) = difflib.get_close_matches(given, shipped_recipes(), 1, 0.8) or (
+        "",
+    )
     return f" Did you mean {close}?" if close else ""
 
 

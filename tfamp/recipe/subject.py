@@ -31,13 +31,15 @@ def open_subject(recipe: types.ModuleType, config: Any) -> Subject:
     Sets the process's global seed and Keras policy.
 
     Args:
-        recipe: as `tfamp.recipe.load_recipe` gives it.
+        recipe: as `tfamp.recipe.load_recipe` gives it, or
+            `tfamp.recipe.saved_model`.
         config: an instance of its `Config`.
 
     Raises:
         InputError: for a config that the recipe or tfamp cannot use.
     """
-    strategy = start(config)
+    # A saved model has a precision before one is asked for.
+    strategy = getattr(recipe, "start", start)(config)
     train_batches, eval_batches = recipe.make_datasets(config)
     with strategy.scope():
         model = recipe.build_model(config)

@@ -9,6 +9,7 @@ et al. 2018, "Mixed Precision Training", section 3.2.)
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -120,7 +121,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         dynamic: bool = True,
         shard: bool = False,
         name: str | None = None,
-        **base_arguments,
+        **base_arguments: Any,
     ):
         if isinstance(inner_optimizer, keras.optimizers.LossScaleOptimizer):
             raise InputError(
@@ -230,7 +231,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             return loss
         return ops.cast(loss, "float32") * self._scale()
 
-    def apply(self, grads, trainable_variables=None) -> None:
+    def apply(
+        self,
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any] | None = None,
+    ) -> None:
         """Applies scaled gradients, or skips the step, on all replicas.
 
         Args:
@@ -475,7 +480,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 def wrap_optimizer(
     optimizer: keras.optimizers.Optimizer | str,
     precision: str | None = None,
-    **options,
+    **options: Any,
 ) -> LossScaleOptimizer:
     """Wraps an optimizer as the precision needs it.
 

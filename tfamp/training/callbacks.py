@@ -1,8 +1,8 @@
 """What a user watches: the logs of a run, and all callbacks of tfamp.
 
 Every callback here works in `tfamp.fit` and in `keras.Model.fit`, where only
-`ScaleTimeline` has nothing to tell. None of them reads a tensor, so none makes
-the host wait for the device.
+`ScaleTimeline` has nothing to tell. None of them reads a tensor in a step, so
+none makes the host wait for the device.
 """
 
 import csv
@@ -46,7 +46,8 @@ class MetricsLog(keras.callbacks.Callback):
 
     One JSON object, or row, per epoch: `epoch` (from 0, as in
     `History.epoch`), `time` (UTC, ISO 8601), `elapsed_seconds` since training
-    began, and every log. A number that is not finite is `null` in JSON and
+    began, every log, and the `learning_rate` that the optimizer has come to,
+    where it is one number. A number that is not finite is `null` in JSON and
     empty in CSV. Both are on disk after every epoch. A run into the same
     folder appends, so an epoch that a resumed run repeats stands there twice
     and the later line counts.
@@ -81,7 +82,7 @@ class MetricsLog(keras.callbacks.Callback):
             "epoch": epoch,
             "time": utc_now(),
             "elapsed_seconds": round(time.monotonic() - self._start, 3),
-            **json_numbers(logs or {}),
+            **json_numbers(_learning_rate(self.model) | (logs or {})),
         }
         self._rows.append(row)
         with said_and_done_without(self._lines_path):
@@ -97,7 +98,7 @@ class MetricsLog(keras.callbacks.Callback):
 
 
 class TensorBoardScalars(keras.callbacks.Callback):
-    """Writes each epoch's logs as TensorBoard scalars.
+    """Writes each epoch's logs and learning rate as TensorBoard scalars.
 
     `tensorboard/train` and `tensorboard/validation` under `output_dir` use
     the same tag for a metric and its `val_` twin, so the curves overlay.
@@ -121,7 +122,8 @@ class TensorBoardScalars(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         sides: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
-        for name, value in (logs or {}).items():
+        logs = _learning_rate(self.model) | (logs or {})
+        for name, value in logs.items():
             side = "validation" if name.startswith("val_") else "train"
             if not np.ndim(value):
                 sides[side][name.removeprefix("val_")] = value
@@ -158,6 +160,16 @@ class TensorBoardScalars(keras.callbacks.Callback):
                     tf.summary.write(tag, scalar, metadata=metadata)
         except tf.errors.OpError as error:
             raise OSError(error.message) from None
+
+
+def _learning_rate(model) -> dict[str, float]:
+    """The optimizer's rate; nothing where it has none, or one a layer."""
+    try:
+        # 0.01 and not 0.009999999776: a float32 has seven digits.
+        rate = float(f"{float(model.optimizer.learning_rate):.7g}")
+        return {"learning_rate": rate}
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return {}
 
 
 # Of several workers only the chief calls these.

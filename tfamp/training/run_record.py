@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfamp.files import command_line
 from tfamp.files.output import (
     json_numbers,
     make_folder,
@@ -30,7 +31,9 @@ SCHEMA = "tfamp.run/1"
 class RunRecord(keras.callbacks.Callback):
     """Keeps `run.json` in the output folder, from the first step to the end.
 
-    It holds `schema`, `precision` (what its layers compute in), `strategy`,
+    It holds `schema`, `recipe` (the module or file that holds the config's
+    class; null without one), `command`, `precision` (what its layers compute
+    in), `strategy`,
     `replicas`, `versions`, `hardware`, `config`, `git` (commit and whether
     tracked files differ from it, of the checkout that holds the config's
     class; null outside one), `start_time` and `end_time` (UTC, ISO 8601),
@@ -64,6 +67,8 @@ class RunRecord(keras.callbacks.Callback):
         strategy = self.model.distribute_strategy
         record = {
             "schema": SCHEMA,
+            "recipe": _recipe_name(self._config),
+            "command": command_line.written(),
             "precision": precision_of(self.model),
             "strategy": type(strategy).__name__.lstrip("_"),
             "replicas": strategy.num_replicas_in_sync,
@@ -154,12 +159,29 @@ def _as_dict(config):
     return dict(config or {})
 
 
+def _recipe_name(config):
+    source = _source(config)
+    if source is None:
+        return None
+    spec = sys.modules[type(config).__module__].__spec__
+    # A file that was run, or that `load_recipe` imported, has no name to
+    # import it by.
+    if spec is None or spec.name.startswith("tfamp_recipe_"):
+        return source.name
+    return spec.name
+
+
 def _source_folder(config):
+    source = _source(config)
+    return source.absolute().parent if source else pathlib.Path.cwd()
+
+
+def _source(config):
+    """The file of a config's class; None for a mapping or nothing."""
     module = sys.modules.get(type(config).__module__)
-    source = getattr(module, "__file__", None)
-    if dataclasses.is_dataclass(config) and source:
-        return pathlib.Path(source).absolute().parent
-    return pathlib.Path.cwd()
+    file = getattr(module, "__file__", None)
+    is_config = dataclasses.is_dataclass(config)
+    return pathlib.Path(file) if is_config and file else None
 
 
 def _git_state(folder):

@@ -54,6 +54,7 @@ def record_of(base=(4.0, 4.0, 4.0), other=(2.0, 2.0, 2.0), **changes):
         "published_peaks": {"float32": None, "mixed_bfloat16": 4e12},
         "dimension_multiple": 8,
         "off_multiple": 0.0,
+        "steps": 20,
     }
     others = {n: v for n, v in changes.items() if not n.startswith("other_")}
     record |= others
@@ -162,7 +163,34 @@ def test_nothing_is_claimed_where_the_spread_is_larger_than_the_effect():
     record = record_of(other=(3.8, 3.9, 4.1))
     assert rules(record) == ["noise"]
     verdict = callouts.verdicts(record)["mixed_bfloat16"]
-    assert verdict.startswith("mixed_bfloat16: no difference in speed is shown")
+    assert verdict.startswith("mixed_bfloat16: undecided, a step takes 0.97")
+    # (0.075 of spread / 0.03)^2 is 7 times the steps.
+    assert "--steps=140" in verdict
+
+
+@pytest.mark.parametrize(
+    ("other", "decision", "words"),
+    [
+        ((2.0, 2.0, 2.0), "faster", "is faster: 2.00 times"),
+        ((8.0, 8.0, 8.0), "slower", "is slower: 0.50 times"),
+        ((3.9, 4.0, 4.1), "same", "is as fast as float32, within 3%"),
+        ((3.8, 4.0, 4.1), "undecided", "--steps=140"),
+        ((2.0, 2.0, 5.0), "undecided", "--steps=60"),
+    ],
+)
+def test_rounds_decide_or_say_what_would(other, decision, words):
+    record = record_of(other=other)
+    assert callouts.decisions(record) == {"mixed_bfloat16": decision}
+    assert words in callouts.verdicts(record)["mixed_bfloat16"]
+    assert ("noise" in rules(record)) is (decision == "undecided")
+
+
+def test_too_few_rounds_name_how_many_can_tell():
+    record = record_of(base=(4.0,), other=(2.0,))
+    assert callouts.decisions(record) == {"mixed_bfloat16": "undecided"}
+    assert (
+        "--rounds=3 can tell" in (callouts.verdicts(record)["mixed_bfloat16"])
+    )
 
 
 def test_slower_is_said_too():

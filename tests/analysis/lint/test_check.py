@@ -308,6 +308,13 @@ def frozen_batch_norm(fix, _):
     return model
 
 
+def rounded_inputs(fix, _):
+    code = fix or "normalization = keras.layers.Normalization()"
+    normalization = paste(code)["normalization"]
+    normalization.adapt(np.arange(2.0 * WIDTH).reshape(2, WIDTH))
+    return chain(normalization, layers.Dense(WIDTH), head())
+
+
 def not_traced(fix, _):
     code = UNSCALED_STEP.replace("loss_fn()", "optimizer.scale_loss(loss_fn())")
     model = OwnStep(code)
@@ -350,6 +357,7 @@ PLANTS = {
         weights_in_16_bits,
         unaligned_size,
         frozen_batch_norm,
+        rounded_inputs,
         not_traced,
     )
 }

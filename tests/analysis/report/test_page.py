@@ -1,15 +1,20 @@
 """A page holds everything it shows, quotes any name, and reads in order."""
 
+import base64
+import hashlib
 import html.parser
+import json
+import math
 import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from tfamp.analysis.page import html as html_page
 from tfamp.analysis.page import plots
-from tfamp.analysis.page.part import Part, Plot, Table
+from tfamp.analysis.page.part import Part, Table
 
 HOSTILE = '<script>alert("&amp;")</script>'
 
@@ -39,7 +44,7 @@ def drawing(label="weights", width=plots.WIDE):
     axes = figure.subplots()
     axes.plot([1, 2], [3, 4], label=plots.literal(label))
     axes.legend()
-    return Plot(plots.to_svg(figure), f"{label} seen", f"{label} in words")
+    return plots.drawn(figure, f"{label} seen", f"{label} in words")
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +103,12 @@ def test_a_verdict_is_marked_by_sign_and_word_not_by_colour_alone(page):
 
 def test_a_name_with_markup_is_text_everywhere(page):
     elements = Elements(page)
-    assert not elements.all("script")
+    assert page.count("<script") == len(elements.all("script")) == 1
     assert HOSTILE not in page
     quoted = [text for _, text in elements.texts if HOSTILE in text]
-    # Title (2), link, verdict, remark, heading, plot, caption, table (4), note,
-    # and environment (3).
-    assert len(quoted) == 16
+    # Title (2), link, verdict, remark, heading, plot (2, one for a phone),
+    # caption, table (4), note, and environment (3).
+    assert len(quoted) == 17
 
 
 def test_every_id_on_the_page_is_its_own_and_every_reference_has_one(page):
@@ -138,6 +143,9 @@ def test_the_page_asks_for_nothing(page):
         if each.get("http-equiv") == "Content-Security-Policy"
     ]
     assert policies[0].startswith("default-src 'none'")
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = hashlib.sha256(script.encode()).digest()
+    assert f"'sha256-{base64.b64encode(digest).decode()}'" in policies[0]
     assert "url(http" not in page
     assert "@import" not in page
     # Names of XML namespaces are the only addresses.
@@ -147,9 +155,77 @@ def test_the_page_asks_for_nothing(page):
 
 def test_a_plot_is_one_image_with_a_description(page):
     images = Elements(page).all("svg")
-    assert [each["role"] for each in images] == ["img"] * 3
-    assert images[0]["aria-label"] == "weights in words"
-    assert images[2]["aria-label"] == f"{HOSTILE} in words"
+    shown = [i for i in images if i["class"] == "picture screen"]
+    assert [each["role"] for each in images] == ["img"] * 6
+    assert len(shown) == 3
+    assert shown[0]["aria-label"] == "weights in words"
+    assert shown[2]["aria-label"] == f"{HOSTILE} in words"
+
+
+def test_a_narrow_plot_has_one_picture_for_all_screens():
+    part = Part("P", "V", plots=[drawing(width=plots.NARROW)])
+    images = Elements(html_page.render([("d", [part])])).all("svg")
+    assert [each["class"] for each in images] == ["picture"]
+
+
+def test_the_numbers_of_a_plot_are_on_the_page_with_any_name(page):
+    figures = Elements(page).all("figure")
+    shown = [json.loads(each["data-values"]) for each in figures]
+    (series,) = shown[0]["panels"][0]["series"]
+    assert series == {"label": "weights", "x": [1.0, 2.0], "y": [3.0, 4.0]}
+    assert shown[2]["panels"][0]["series"][0]["label"] == HOSTILE
+    names = [each["data-name"] for each in figures]
+    assert names[:2] == ["parity-1", "parity-2"]
+
+
+@pytest.mark.parametrize("picture", ["svg", "narrow_svg"])
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_numbers_lie_where_the_picture_has_them(picture, scale):
+    figure = plots.new_figure(plots.WIDE, 2.0)
+    axes = figure.subplots()
+    axes.plot([1, 3, 4], [10, 1000, 20])
+    axes.set_yscale(scale)
+    axes.set_ylabel("a label that takes room")
+    plot = plots.drawn(figure, "c", "a")
+    boxes = {"svg": "boxes", "narrow_svg": "narrow_boxes"}[picture]
+    ((left, top, width, height),) = plot.values[boxes]
+    (panel,) = plot.values["panels"]
+
+    def share(axis, value):
+        of = math.log if axis["is_log"] else float
+        low, high = of(axis["low"]), of(axis["high"])
+        return (of(value) - low) / (high - low)
+
+    point = r"([\d.]+) ([\d.]+) \n"
+    drawn = re.search(
+        f'd="M {point}L {point}L {point}"', getattr(plot, picture)
+    )
+    expected = [
+        place
+        for x, y in ((1, 10), (3, 1000), (4, 20))
+        for place in (
+            left + width * share(panel["x"], x),
+            top + height * (1 - share(panel["y"], y)),
+        )
+    ]
+    assert [*map(float, drawn.groups())] == pytest.approx(expected, abs=0.1)
+
+
+def test_bars_points_and_heat_maps_tell_their_numbers():
+    figure = plots.new_figure(plots.WIDE, 2.0)
+    upper, middle, lower = figure.subplots(3)
+    upper.barh([0, 1], [0.5, 0.7])
+    upper.set_yticks([0, 1], ["a$", "b"])
+    middle.scatter([1, 2], [math.nan, 4], label="_dots")
+    middle.axhline(3)
+    lower.imshow(np.array([[1.0, math.nan]]), extent=(-4, 0, 0.5, -0.5))
+    panels = plots.drawn(figure, "c", "a", ["dense/kernel"]).values["panels"]
+    (bars,), (dots,), (row,) = (panel["series"] for panel in panels)
+    assert (bars["x"], bars["y"]) == ([0.5, 0.7], [0.0, 1.0])
+    assert panels[0]["y"]["names"] == [(0.0, "a$"), (1.0, "b")]
+    assert dots == {"label": "dots", "x": [1.0, 2.0], "y": [None, 4.0]}
+    assert (row["label"], row["at"]) == ("dense/kernel", 0)
+    assert (row["x"], row["y"]) == ([-3.0, -1.0], [1.0, None])
 
 
 def test_a_table_has_a_caption_and_headings_for_rows_and_columns(page):
@@ -249,6 +325,8 @@ def test_chromium_says_nothing_and_asks_for_nothing(tmp_path, page):
     file.write_text(page, encoding="utf-8")
     shown, messages = spoken_in_chromium(file, tmp_path / "profile")
     assert "bfloat16 equals float32." in shown
+    # The script ran: three plots with three buttons each.
+    assert shown.count('<button type="button"') == 9
     assert messages == []
     picture = '<img src="http://example.invalid/a.png">'
     file.write_text(page.replace("</body>", f"{picture}</body>"))

@@ -112,6 +112,19 @@ def test_each_metric_is_one_plot_and_the_loss_is_first(tmp_path):
     assert len(captions) == 3  # And the throughput.
 
 
+def test_the_learning_rate_is_drawn_and_is_no_metric(tmp_path):
+    epochs = [
+        epoch(0, 1.0, learning_rate=0.1),
+        epoch(1, 0.5, learning_rate=0.01),
+    ]
+    leave(tmp_path, epochs=epochs)
+    part = run_part.part(tmp_path)
+    assert "learning" not in part.verdict
+    assert table(part, "Each epoch")[1]["learning rate"] == "0.01"
+    plot = next(p for p in part.plots if "learning rate" in p.caption)
+    assert plot.values["panels"][0]["series"][0]["y"] == [0.1, 0.01]
+
+
 def test_the_timeline_is_that_of_the_last_run_and_what_it_took_up(tmp_path):
     leave(
         tmp_path,

@@ -4,6 +4,7 @@ Each callout has a measured figure and a limit. They are judgements of whether
 a ratio says something about 16 bits, not about the model.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,10 @@ LEAST_PRODUCT_SPEEDUP = 1.1
 MOST_SKIPPED_SHARE = 0.05
 # Of fewer rounds, all fall on one side by chance more often than one in four.
 LEAST_ROUNDS = 3
+# Rounds that all lie so near to 1 show that there is no difference to speak of.
+SAME = 0.03
+# More steps in a round than this many times as many are no advice.
+_MOST_STEPS = 16
 
 Record = Mapping[str, Any]
 
@@ -54,10 +59,27 @@ def is_claimed(ratio: Mapping[str, Any]) -> bool:
     return one_side and len(ratio["rounds"]) >= LEAST_ROUNDS
 
 
+def decision(ratio: Mapping[str, Any]) -> str:
+    """What the rounds show: "faster", "slower", "same" or "undecided"."""
+    if is_claimed(ratio):
+        return "faster" if ratio["median"] < 1 else "slower"
+    farthest = max(ratio["highest"] - 1, 1 - ratio["lowest"])
+    enough = len(ratio["rounds"]) >= LEAST_ROUNDS
+    return "same" if enough and farthest <= SAME else "undecided"
+
+
+def decisions(record: Record) -> dict[str, str]:
+    """The decision on each series but float32."""
+    return {
+        name: decision(ratio["time"])
+        for name, ratio in record["ratios"].items()
+    }
+
+
 def verdicts(record: Record) -> dict[str, str]:
     """A sentence on each series but float32."""
     return {
-        name: _verdict(display_name(name), ratio)
+        name: _verdict(display_name(name), ratio, record["steps"])
         for name, ratio in record["ratios"].items()
     }
 
@@ -67,21 +89,41 @@ def display_name(name: str) -> str:
     return name.replace("_tf32_off", " without TF32")
 
 
-def _verdict(name, ratios):
+def _verdict(name, ratios, steps):
     time = ratios["time"]
     rounds = len(time["rounds"])
     spread = f"{time['lowest']:.2f} to {time['highest']:.2f}, {_rounds(rounds)}"
     memory = _memory_sentence(ratios)
-    if not is_claimed(time):
-        return (
-            f"{name}: no difference in speed is shown; a step takes "
-            f"{time['median']:.2f} of float32's time ({spread}).{memory}"
-        )
+    takes = f"a step takes {time['median']:.2f} of float32's time ({spread})"
+    match decision(time):
+        case "same":
+            return (
+                f"{name} is as fast as float32, within {SAME:.0%} in every "
+                f"round: {takes}.{memory}"
+            )
+        case "undecided":
+            return (
+                f"{name}: undecided, {takes}. {_what_would_tell(time, steps)}"
+                f"{memory}"
+            )
     speed = 1 / time["median"]
     how = "faster" if speed > 1 else "slower"
     return (
         f"{name} is {how}: {speed:.2f} times the speed of float32; a step "
         f"takes {time['median']:.2f} of its time ({spread}).{memory}"
+    )
+
+
+def _what_would_tell(time, steps):
+    if len(time["rounds"]) < LEAST_ROUNDS:
+        return f"--rounds={LEAST_ROUNDS} can tell; the default, 5, is better."
+    # The spread of a round falls with the square root of its steps.
+    width = time["highest"] - time["lowest"]
+    effect = max(abs(1 - time["median"]), SAME)
+    times = min(max(2, math.ceil((width / effect) ** 2)), _MOST_STEPS)
+    return (
+        f"Run it again with --steps={times * steps}, which makes each round "
+        "steadier, and on a machine that does nothing else."
     )
 
 
@@ -171,7 +213,7 @@ def _no_16_bit_units(record, name):
 
 def _noise(record, name):
     ratio = record["ratios"][name]["time"]
-    if is_claimed(ratio):
+    if decision(ratio) != "undecided":
         return None
     rounds = len(ratio["rounds"])
     if rounds < LEAST_ROUNDS:

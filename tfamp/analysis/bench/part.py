@@ -22,6 +22,7 @@ def part(record: Record) -> Part:
         verdict=verdict(record),
         remarks=[callout["message"] for callout in record["callouts"]],
         is_good=_is_good(record),
+        is_undecided=_is_undecided(record),
         plots=[_ratio_plot(record)] if record["ratios"] else [],
         tables=[
             *tables.tables(record),
@@ -90,6 +91,16 @@ def _is_good(record) -> bool | None:
     )
 
 
+def _is_undecided(record) -> bool:
+    """Whether nothing is shown yet of a 16-bit precision."""
+    found = {
+        callouts.decision(ratio["time"])
+        for name, ratio in record["ratios"].items()
+        if name.startswith("mixed_")
+    }
+    return "undecided" in found and "faster" not in found
+
+
 def _ratio_plot(record) -> Plot:
     names = list(record["ratios"])
     kinds = {"time": "time of a step"}
@@ -112,8 +123,8 @@ def _ratio_plot(record) -> Plot:
         )
         for name in names
     )
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         "What a precision takes, as a part of what float32 takes at the same "
         "batch; less is better. Bars are medians over the rounds, lines go "
         "from the lowest to the highest round, points are the rounds.",
@@ -140,6 +151,7 @@ def _bars(axes, ratios: Sequence[Mapping[str, Any]], names) -> None:
             color=color,
             markeredgecolor="#222222",
             markersize=5,
+            label=f"_{callouts.display_name(name)}, rounds",
         )
         axes.annotate(
             f"{middle:.2f}",

@@ -25,8 +25,9 @@
 *   `shares`: by name, `product_share` and `peak_share`: of the measured and of
     the published rate, reached over a step.
 *   `trained_precisions`: by name, what the model's layers computed in.
-*   `callouts`: `rule`, `name`, `measured`, `limit` and `message`; `verdicts`:
-    by name, a sentence.
+*   `callouts`: `rule`, `name`, `measured`, `limit` and `message`; by name,
+    `decisions` ("faster", "slower", "same", "undecided") and `verdicts`, a
+    sentence.
 *   `largest_batches`: by name, `rows`, and `fails`, the smallest batch that
     did not fit (null if all did); null where it was not asked for.
     `memory_limit_bytes` goes with it.
@@ -84,5 +85,6 @@ def make(
     }
     record["shares"] = figures.shares_of_rates(record)
     record["callouts"] = callouts.find(record)
+    record["decisions"] = callouts.decisions(record)
     record["verdicts"] = callouts.verdicts(record)
     return record

@@ -35,7 +35,12 @@ FROZEN_BATCH_NORM = Rule(
     "A frozen batch normalization in float16 divides by a variance that is "
     "not that of its input, and so no longer bounds what it returns.",
 )
-RULES = (WEIGHTS_IN_16_BITS, UNALIGNED_SIZE, FROZEN_BATCH_NORM)
+ROUNDED_INPUTS = Rule(
+    "rounded-inputs",
+    "A layer that normalizes raw inputs computes in 16 bits: inputs, mean and "
+    "variance are rounded before they are subtracted.",
+)
+RULES = (WEIGHTS_IN_16_BITS, UNALIGNED_SIZE, FROZEN_BATCH_NORM, ROUNDED_INPUTS)
 
 _MULTIPLE = 8
 _SIZES = (
@@ -82,6 +87,19 @@ def check(view: View) -> Iterator[Finding]:
     yield from _check_weights(view)
     yield from _check_sizes(view)
     for place in view.places:
+        if (
+            isinstance(place.layer, keras.layers.Normalization)
+            and place.layer.compute_dtype in DTYPES_16
+        ):
+            yield Finding(
+                ROUNDED_INPUTS.name,
+                WARNING,
+                place.path,
+                "Raw inputs, mean and variance are rounded to "
+                f"{place.layer.compute_dtype} before they are subtracted, and "
+                "Keras's adapt(dataset) fails in 16 bits.",
+                'normalization = keras.layers.Normalization(dtype="float32")',
+            )
         if (
             isinstance(place.layer, keras.layers.BatchNormalization)
             and place.layer.compute_dtype == "float16"

@@ -4,11 +4,10 @@
 reader sees of it.
 """
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfamp.files import command_line
 from tfamp.files.output import utc_now
 from tfamp.hardware.doctor import diagnose
 
@@ -25,11 +24,8 @@ def describe(argv: Sequence[str] | None = None) -> dict[str, Any]:
         not installed).
     """
     found = diagnose()
-    argv = sys.argv if argv is None else argv
-    # The folder that the program lies in says nothing to another reader.
-    program = argv[0].replace("\\", "/").rpartition("/")[2]
     return {
-        "command": shlex.join([program, *argv[1:]]),
+        "command": command_line.written(argv),
         "time": utc_now(),
         "hardware": found["hardware"],
         "versions": found["versions"],

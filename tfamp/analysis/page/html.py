@@ -1,10 +1,14 @@
-"""Parts of a report as one HTML file: no script, no request, no other file.
+"""Parts of a report as one HTML file: no request, no other file.
 
 Verdicts come first, then each part's plots, tables and notes, then where it
-was measured. `html.css` has the look.
+was measured. `html.css` has the look; `page.js` lets plots tell their numbers
+and be saved, and the page lacks nothing else where no script runs.
 """
 
+import base64
+import hashlib
 import importlib.resources
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -39,7 +43,7 @@ _NUMBER = re.compile(r"|-|[<>~]?\s?[-+\N{MINUS SIGN}]?[\d.].*|not finite")
 # The last line of defence for a page that quotes names from anywhere.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
+    "script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -48,32 +52,41 @@ def render(chapters: Sequence[Chapter]) -> str:
 
     Args:
         chapters: the name of each folder, and its parts. A single one gives
-            the page its title; of several each gets a heading.
+            the page its title; of several each gets a heading. One without a
+            name is about all folders.
 
     Returns:
         The HTML text. Every text of the parts is escaped in it; a plot's SVG
         is put there as it is, with ids that are its own.
     """
-    style = importlib.resources.files(__package__) / "html.css"
+    style, script = map(_own_file, ("html.css", "page.js"))
+    digest = hashlib.sha256(script.encode()).digest()
+    policy = _POLICY.format(digest=base64.b64encode(digest).decode())
     title = f"tfamp: {_heading(chapters)}"
     body = "\n".join(_body(chapters))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>
-{style.read_text(encoding="utf-8")}</style>
+{style}</style>
 </head>
 <body>
 {body}
+<script>{script}</script>
 </body>
 </html>
 """
+
+
+def _own_file(name: str) -> str:
+    path = importlib.resources.files(__package__) / name
+    return path.read_text(encoding="utf-8")
 
 
 def _body(chapters: Sequence[Chapter]) -> Iterator[str]:
@@ -82,7 +95,7 @@ def _body(chapters: Sequence[Chapter]) -> Iterator[str]:
     yield "<main>"
     yield '<section class="verdicts" aria-label="Verdicts">'
     for i, (name, parts) in enumerate(chapters):
-        if len(chapters) > 1:
+        if len(chapters) > 1 and name:
             yield f"<h2>{escape(name)}</h2>"
         yield "<ul>"
         for j, part in enumerate(parts):
@@ -92,7 +105,7 @@ def _body(chapters: Sequence[Chapter]) -> Iterator[str]:
     num_plots = 0
     for i, (name, parts) in enumerate(chapters):
         for j, part in enumerate(parts):
-            titled = f"{name}: {part.title}" if len(chapters) > 1 else None
+            titled = _titled(chapters, name, part)
             yield from _section(part, f"part-{i}-{j}", titled, num_plots)
             num_plots += len(part.plots)
     yield from _environment(chapters)
@@ -101,15 +114,22 @@ def _body(chapters: Sequence[Chapter]) -> Iterator[str]:
 
 def _heading(chapters: Sequence[Chapter]) -> str:
     """What the page is about: the recipe and what was asked, or the folders."""
+    subjects = {part.subject for _, parts in chapters for part in parts} - {""}
+    recipes = ", ".join(sorted(subjects))
     if len(chapters) == 1:
         ((name, parts),) = chapters
-        subjects = {part.subject for part in parts} - {""}
         asked = ", ".join(part.title.lower() for part in parts)
-        return f"{', '.join(sorted(subjects)) or name}: {asked}"
-    names = ", ".join(name for name, _ in chapters[:_NAMED_CHAPTERS])
-    if len(chapters) > _NAMED_CHAPTERS:
-        names += f" and {len(chapters) - _NAMED_CHAPTERS} more"
-    return names
+        return f"{recipes or name}: {asked}"
+    folders = [name for name, _ in chapters if name]
+    names = ", ".join(folders[:_NAMED_CHAPTERS])
+    if len(folders) > _NAMED_CHAPTERS:
+        names += f" and {len(folders) - _NAMED_CHAPTERS} more"
+    return f"{recipes}: {names}" if recipes else names
+
+
+def _titled(chapters: Sequence[Chapter], name: str, part: Part) -> str:
+    is_one = len(chapters) == 1 or not name
+    return part.title if is_one else f"{name}: {part.title}"
 
 
 def _verdict_line(part: Part, anchor: str) -> str:
@@ -123,15 +143,16 @@ def _verdict_line(part: Part, anchor: str) -> str:
 
 
 def _section(
-    part: Part, anchor: str, heading: str | None, num_plots: int
+    part: Part, anchor: str, heading: str, num_plots: int
 ) -> Iterator[str]:
     yield f'<section id="{anchor}">'
-    yield f"<h2>{escape(heading or part.title)}</h2>"
+    yield f"<h2>{escape(heading)}</h2>"
     if part.plots:
         yield '<div class="plots">'
         shapes = _shapes(part.plots)
         for i, (plot, shape) in enumerate(zip(part.plots, shapes, strict=True)):
-            yield _figure(plot, f"plot-{num_plots + i}", shape)
+            name = f"{_file_name(heading)}-{i + 1}"
+            yield _figure(plot, f"plot-{num_plots + i}", shape, name)
         yield "</div>"
     for table in part.tables:
         yield _table(table)
@@ -158,15 +179,33 @@ def _points(plot: Plot) -> float:
     return float(width[1]) if width else _NARROW_PLOT + 1
 
 
-def _figure(plot: Plot, prefix: str, shape: str) -> str:
-    # One image with one description, not a hundred pieces of text.
-    described = f'<svg role="img" aria-label="{escape(plot.alternative)}"'
-    svg = with_own_ids(plot.svg, prefix).replace("<svg", described, 1)
+def _figure(plot: Plot, prefix: str, shape: str, name: str) -> str:
+    pictures = _picture(plot.svg, plot, prefix, "picture")
+    if plot.narrow_svg:
+        pictures = _picture(plot.svg, plot, prefix, "picture screen")
+        pictures += _picture(
+            plot.narrow_svg, plot, f"{prefix}-phone", "picture phone"
+        )
+    values = ""
+    if plot.values:
+        text = json.dumps(plot.values, separators=(",", ":"))
+        values = f' data-name="{escape(name)}" data-values="{escape(text)}"'
     return (
-        f'<figure class="{shape}" style="--natural: {_points(plot):g}pt">'
-        f"{_scrolling(svg, plot.caption, 'plot')}"
+        f'<figure class="{shape}" style="--natural: {_points(plot):g}pt"'
+        f"{values}>{_scrolling(pictures, plot.caption, 'plot')}"
         f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
     )
+
+
+def _picture(svg: str, plot: Plot, prefix: str, kind: str) -> str:
+    # One image with one description, not a hundred pieces of text.
+    alternative = escape(plot.alternative)
+    described = f'<svg class="{kind}" role="img" aria-label="{alternative}"'
+    return with_own_ids(svg, prefix).replace("<svg", described, 1)
+
+
+def _file_name(heading: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "plot"
 
 
 def with_own_ids(svg: str, prefix: str) -> str:
@@ -236,7 +275,7 @@ def _environment(chapters: Sequence[Chapter]) -> Iterator[str]:
     measured: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, parts in chapters:
         for part in parts:
-            title = f"{name}: {part.title}" if len(chapters) > 1 else part.title
+            title = _titled(chapters, name, part)
             measured.setdefault(tuple(part.environment), []).append(title)
     measured.pop((), None)
     if not measured:

@@ -5,7 +5,8 @@ Nothing here needs matplotlib.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +17,17 @@ class Plot:
         svg: the `<svg>` element.
         caption: what is to be seen, in a sentence or two.
         alternative: for who cannot see it: the same finding in words.
+        narrow_svg: the same for a phone; "" where it only has to shrink.
+        values: what is drawn, as numbers: `panels` (see
+            `tfamp.analysis.page.values`), and where they lie in the two
+            pictures, `boxes` and `narrow_boxes`.
     """
 
     svg: str
     caption: str
     alternative: str
+    narrow_svg: str = ""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

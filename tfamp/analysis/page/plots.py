@@ -5,8 +5,11 @@ colour vision. A precision has the same colour and marker in every plot.
 """
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tfamp.analysis.page import values
+from tfamp.analysis.page.part import Plot
 from tfamp.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ MORE_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # Inches. Two narrow plots stand side by side on a wide screen.
 WIDE = 7.0
 NARROW = 4.5
+# On a phone of 380 pixels, with letters of the size they have elsewhere.
+_PHONE = 3.4
 
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#555555",
@@ -86,6 +91,38 @@ def new_figure(width: float = WIDE, height: float = 4.0) -> "Figure":
 def literal(text: str) -> str:
     """A name that matplotlib shows as it is, also with `$` in it."""
     return text.replace("$", r"\$")
+
+
+def drawn(
+    figure: "Figure",
+    caption: str,
+    alternative: str,
+    rows: Sequence[str] = (),
+) -> Plot:
+    """The figure as a plot of a report, with its numbers.
+
+    A wide figure is drawn for a phone too.
+
+    Args:
+        figure: done; it is not to be used after.
+        caption: as of `Plot`.
+        alternative: as of `Plot`.
+        rows: what the rows of a heat map are.
+    """
+    svg = to_svg(figure)
+    shown = {
+        "panels": values.panels(figure, rows),
+        "boxes": values.boxes(figure),
+    }
+    narrow = ""
+    width, height = figure.get_size_inches()
+    if width > NARROW:
+        for legend in figure.legends:
+            legend.set_ncols(2)
+        figure.set_size_inches(_PHONE, height)
+        narrow = to_svg(figure)
+        shown["narrow_boxes"] = values.boxes(figure)
+    return Plot(svg, caption, alternative, narrow, shown)
 
 
 def to_svg(figure: "Figure") -> str:

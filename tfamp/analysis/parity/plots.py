@@ -38,6 +38,7 @@ def differences(record: Record) -> Plot:
             s=24,
             color=color,
             marker=marker,
+            label=test["precision"],
         )
         if test["confidence_interval"] is not None:
             low, high = test["confidence_interval"]
@@ -56,8 +57,8 @@ def differences(record: Record) -> Plot:
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(f"{plots.literal(record['metric'])}, less that of float32")
     level = f"{1 - 2 * record['alpha']:.0%}"
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         f"Difference of {record['metric']} from float32: a dot for each seed, "
         f"a bar for the mean and its {level} confidence interval. Equivalence "
         "is shown where the bar lies within the shaded margin.",
@@ -72,7 +73,7 @@ def loss_curves(record: Record) -> Plot:
     for precision in record["precisions"]:
         for curve in record["curves"]:
             if curve["precision"] == precision:
-                _draw(axes, curve["steps"], curve["losses"], precision)
+                _draw(axes, curve, curve["losses"])
     _add_legend(figure, axes, record["precisions"])
     if all(loss > 0 for c in record["curves"] for loss in c["losses"] if loss):
         axes.set_yscale("log")
@@ -83,8 +84,8 @@ def loss_curves(record: Record) -> Plot:
         for c in record["curves"]
         if c["losses"] and c["losses"][-1] is not None
     ]
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         "Training loss of every run; a colour for each precision.",
         f"Line chart; the last losses are {', '.join(ends) or 'not finite'}.",
     )
@@ -106,12 +107,7 @@ def trajectories(record: Record) -> Plot:
     epsilons = {}
     for each in record["divergence"]:
         epsilons[each["precision"]] = each["epsilon"]
-        _draw(
-            axes,
-            each["steps"],
-            _positive(each["relative_differences"]),
-            each["precision"],
-        )
+        _draw(axes, each, _positive(each["relative_differences"]))
     for precision, epsilon in epsilons.items():
         axes.axhline(epsilon, color=plots.COLORS[precision], lw=2.5, alpha=0.35)
     _add_legend(figure, axes, list(epsilons))
@@ -123,8 +119,8 @@ def trajectories(record: Record) -> Plot:
         f"{each['first_step'] or 'never'}"
         for each in record["divergence"]
     ]
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         "Distance of each run's loss from that of the float32 run of the same "
         "seed. A level line is the rounding of the format: above it the runs "
         "have parted. In gray, two float32 runs of different seeds.",
@@ -149,6 +145,7 @@ def scales(record: Record) -> Plot | None:
             [*values, values[-1]],
             where="post",
             color=plots.COLORS[each["precision"]],
+            label=_hidden_label(each),
             **_LINES[each["precision"]],
         )
     _add_legend(
@@ -158,23 +155,30 @@ def scales(record: Record) -> Plot | None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss scale")
     changes = [len(each["changes"]) - 1 for each in moving]
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         "The loss scale of every run in which it moved.",
         f"Step chart; the scale changed {min(changes)} to {max(changes)} "
         "times in a run.",
     )
 
 
-def _draw(axes, steps, values, precision):
+def _draw(axes, run, values):
+    precision, steps = run["precision"], run["steps"]
     axes.plot(
         steps,
         [float("nan") if value is None else value for value in values],
         color=plots.COLORS[precision],
+        label=_hidden_label(run),
         # One point alone makes no line.
         marker=plots.MARKERS[precision] if len(steps) == 1 else None,
         **_LINES[precision],
     )
+
+
+def _hidden_label(run):
+    """Told who hovers; the legend has one line for all seeds."""
+    return f"_{run['precision']}, seed {run['seed']}"
 
 
 def _add_legend(figure, axes, precisions):

@@ -41,8 +41,8 @@ def gradients(record: Record) -> Plot:
     figure = plots.new_figure(plots.WIDE, 3.6)
     _draw_gradients(figure.subplots(), record)
     flushed, subnormal = _means(record)[0][:2]
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         "Values by power of two, of all layers: the gradients of weights, and "
         "those that arrive at layers' outputs, without loss scaling. Shaded "
         "is what float16 flushes to zero, in a lighter shade what it keeps as "
@@ -59,8 +59,8 @@ def by_scale(record: Record) -> Plot:
     _draw_by_scale(figure.subplots(), record)
     scale = record["float16_scale"]
     best = f"it loses least at {scale:g}" if scale else "each scale overflows"
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         "What float16 makes of the gradients as a function of the loss scale: "
         "the mean over tensors, and the tensor that loses most. Where a tensor "
         "overflows, a step is lost.",
@@ -73,12 +73,13 @@ def heat_map(record: Record, kind: str) -> Plot:
     tensors = _of_kinds(record, [kind])
     figure = plots.new_figure(plots.WIDE, 1.4 + min(0.14 * len(tensors), 9.0))
     _draw_heat_map(figure, figure.subplots(), tensors)
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         f"The {_KIND_NAMES[kind]} of every layer over powers of two, in the "
         "order of the forward pass. Left of the dashed line float16 keeps "
         "subnormals, left of the solid one zeros.",
         f"Heat map of {len(tensors)} tensors.",
+        [label(tensor) for tensor in tensors],
     )
 
 
@@ -108,8 +109,8 @@ def panels(record: Record) -> Plot:
     figure.supxlabel("log2 of the value", fontsize=8)
     figure.supylabel("share of values", fontsize=8)
     names = ", ".join(label(tensor) for tensor in tensors[:3])
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         f"The {len(tensors)} gradient tensors of which float16 loses most "
         "without loss scaling, the worst first; shaded as above.",
         f"Small histograms; the first are {names}.",

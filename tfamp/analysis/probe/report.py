@@ -2,6 +2,7 @@
 
 `probe.json`, schema `tfamp.probe/1`:
 
+- `recipe`: that the command was given; "" where there was none.
 - `model`, `steps`: its name, and how many training steps were measured.
 - `recommended_precision`, `recommended_scale`, `float32_layers`, `reason`.
 - `float16_scale`: the scale at which float16 loses least, whether or not that
@@ -64,6 +65,7 @@ class ProbeReport:
             not called, or inside of a loop, as the cells of recurrent layers.
         observations: `observe`'s, where it was asked.
         observed_scale: the loss scale that those are at.
+        recipe: that the command was given.
     """
 
     model: str
@@ -74,6 +76,7 @@ class ProbeReport:
     unseen_layers: tuple[str, ...] = ()
     observations: tuple[Observation, ...] = ()
     observed_scale: float | None = None
+    recipe: str = ""
 
     @property
     def recommended_precision(self) -> str:
@@ -117,6 +120,7 @@ class ProbeReport:
         """The report as JSON holds it; see this module's docstring."""
         return {
             "schema": SCHEMA,
+            "recipe": self.recipe,
             "model": self.model,
             "steps": self.steps,
             "recommended_precision": self.recommended_precision,

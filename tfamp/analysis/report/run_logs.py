@@ -15,7 +15,8 @@ from tfamp.files.json_lines import read_json_lines
 
 FILES = ("run.json", "metrics.jsonl", "scale.jsonl")
 
-_NO_METRICS = ("epoch", "time", "elapsed_seconds")
+LEARNING_RATE = "learning_rate"
+_NO_METRICS = ("epoch", "time", "elapsed_seconds", LEARNING_RATE)
 # What each file holds, by key: types, and whether it may be left out.
 _TEXT, _NUMBER = (str, type(None)), (int, float, type(None))
 _EPOCH = {"epoch": (int,)}
@@ -38,6 +39,7 @@ _RECORD = {
     "precision": (str,),
     "exit_reason": _TEXT,
     "command": _TEXT,
+    "recipe": _TEXT,
     "start_time": _TEXT,
     "strategy": _TEXT,
     "replicas": (int, type(None)),

@@ -12,6 +12,9 @@ from tfamp.analysis.report.run_logs import RunLogs
 # The file has all; more rows than this help nobody on a page.
 _SHOWN_SKIPS = 200
 
+# The caption of the table that all runs have.
+EPOCHS = "Each epoch"
+
 # Of a timeline's lines, those that are no event.
 _BEGINNINGS = ("start", "resumed")
 
@@ -41,6 +44,7 @@ def part(folder: pathlib.Path) -> Part:
         plots=_plots(logs),
         tables=_tables(logs),
         notes=_notes(logs),
+        subject=str(logs.record.get("recipe") or ""),
         environment=environment.rows(logs.record),
     )
 
@@ -50,12 +54,12 @@ def _verdict(logs: RunLogs) -> str:
     if logs.epochs:
         last = logs.epochs[-1]
         figures = [
-            f"{name} {_text(last[name])}"
-            for name in _metric_columns(logs.epochs)
+            f"{name} {figure(last[name])}"
+            for name in metric_columns(logs.epochs)
             if name in last
         ]
         sentences.append(f"It ended at {', '.join(figures)}.")
-    skips = _num_skips(logs)
+    skips = num_skips(logs)
     if skips is not None:
         steps = {0: "No step was", 1: "1 step was"}.get(
             skips, f"{skips} steps were"
@@ -81,7 +85,7 @@ def _what_ran(logs: RunLogs) -> str:
 def _is_good(logs: RunLogs) -> bool | None:
     last = logs.epochs[-1] if logs.epochs else {}
     is_finite = all(
-        last.get(name, 0) is not None for name in _metric_columns(logs.epochs)
+        last.get(name, 0) is not None for name in metric_columns(logs.epochs)
     )
     if _blamed(logs) or not is_finite:
         return False
@@ -110,6 +114,8 @@ def _plots(logs: RunLogs):
         drawn.append(run_plots.scale_timeline(logs.changes))
     elif run_plots.columns(epochs, "loss_scale"):
         drawn.append(run_plots.scale_by_epoch(epochs))
+    if run_plots.columns(epochs, run_logs.LEARNING_RATE):
+        drawn.append(run_plots.learning_rate(epochs))
     if run_plots.columns(epochs, "examples_per_second"):
         drawn.append(run_plots.throughput(epochs, precision))
     return drawn
@@ -125,16 +131,17 @@ def _tables(logs: RunLogs) -> list[Table]:
 
 
 def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
-    names = _metric_columns(epochs)
-    for start in ("loss_scale", "skipped_steps", *run_logs.SPEED):
+    names = metric_columns(epochs)
+    starts = (run_logs.LEARNING_RATE, "loss_scale", "skipped_steps")
+    for start in (*starts, *run_logs.SPEED):
         names += run_plots.columns(epochs, start)
     return Table(
-        "Each epoch",
-        ["epoch", *map(_heading, names)],
+        EPOCHS,
+        ["epoch", *map(heading, names)],
         [
             [
                 str(epoch["epoch"] + 1),
-                *(_cell(name, epoch.get(name, "")) for name in names),
+                *(cell(name, epoch.get(name, "")) for name in names),
             ]
             for epoch in epochs
         ],
@@ -170,7 +177,8 @@ def _skip_cell(name, value):
     return str(value + 1 if name == "epoch" else value)
 
 
-def _metric_columns(epochs: list[dict[str, Any]]) -> list[str]:
+def metric_columns(epochs: list[dict[str, Any]]) -> list[str]:
+    """Loss and metrics, each evaluation before its training."""
     return [
         name
         for metric in run_logs.metric_names(epochs)
@@ -179,7 +187,8 @@ def _metric_columns(epochs: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _heading(name):
+def heading(name: str) -> str:
+    """The name of a log as the head of a column."""
     return {
         "examples_per_second": "examples/s",
         "step_milliseconds": "ms/step",
@@ -187,7 +196,8 @@ def _heading(name):
     }.get(name, name.replace("_", " "))
 
 
-def _cell(name, value):
+def cell(name: str, value: Any) -> str:
+    """A value of a log, in its unit."""
     if value == "":
         return ""
     if value is None:
@@ -195,6 +205,7 @@ def _cell(name, value):
     if name.startswith("loss_scale"):
         return run_plots.power_of_two(value)
     formats = {
+        run_logs.LEARNING_RATE: ".4g",
         "examples_per_second": ",.0f",
         "step_milliseconds": ".4g",
         "peak_memory_bytes": ".2f",
@@ -203,17 +214,18 @@ def _cell(name, value):
         return f"{value:.0f}"
     if name == "peak_memory_bytes":
         value /= 2**30
-    return f"{value:{formats[name]}}" if name in formats else _text(value)
+    return f"{value:{formats[name]}}" if name in formats else figure(value)
 
 
-def _text(value):
+def figure(value: float | None) -> str:
+    """A metric with four decimals, or as a power of ten."""
     if value is None or math.isnan(value):
         return "not finite"
     plain = value == 0 or 1e-3 <= abs(value) < 1e5
     return f"{value:.4f}" if plain else f"{value:.3e}"
 
 
-def _num_skips(logs: RunLogs) -> int | None:
+def num_skips(logs: RunLogs) -> int | None:
     """All skipped steps; None where nothing tells."""
     # The timeline has the steps of an epoch that was not finished, too.
     if logs.changes:
@@ -242,7 +254,7 @@ def _notes(logs: RunLogs) -> list[str]:
     not_finite = [
         str(epoch["epoch"] + 1)
         for epoch in logs.epochs
-        if any(epoch.get(n, 0) is None for n in _metric_columns(logs.epochs))
+        if any(epoch.get(n, 0) is None for n in metric_columns(logs.epochs))
     ]
     if not_finite:
         plural = "s" if len(not_finite) > 1 else ""

@@ -16,10 +16,10 @@ _OVERFLOW_COLOR = plots.COLORS["mixed_float16"]
 _GROWTH_COLOR = plots.MORE_COLORS[0]
 
 # A longer curve needs no dots to be seen.
-_MARKED_EPOCHS = 40
+MARKED_EPOCHS = 40
 
 # From this ratio on, an axis shows powers of ten.
-_WIDE_RANGE = 100
+WIDE_RANGE = 100
 
 
 def metric(epochs: Rows, name: str, precision: str) -> Plot:
@@ -27,8 +27,8 @@ def metric(epochs: Rows, name: str, precision: str) -> Plot:
     curves = {
         label: values
         for label, values in (
-            ("evaluation", _values(epochs, f"val_{name}")),
-            ("training", _values(epochs, name)),
+            ("evaluation", values_of(epochs, f"val_{name}")),
+            ("training", values_of(epochs, name)),
         )
         if any(map(math.isfinite, values))
     }
@@ -41,22 +41,22 @@ def metric(epochs: Rows, name: str, precision: str) -> Plot:
             values,
             line,
             color=_color(precision),
-            marker="o" if len(epochs) <= _MARKED_EPOCHS else None,
+            marker="o" if len(epochs) <= MARKED_EPOCHS else None,
             markersize=4,
             label=label,
         )
-    _count_on(axes, "epoch", numbers)
+    count_on(axes, "epoch", numbers)
     axes.set_ylabel(plots.literal(name))
     shown = [v for values in curves.values() for v in values if v == v]
-    if shown and 0 < min(shown) * _WIDE_RANGE < max(shown):
+    if shown and 0 < min(shown) * WIDE_RANGE < max(shown):
         axes.set_yscale("log")
     if curves:
         axes.legend(frameon=False)
     ends = " and ".join(
         f"{_last(values):.4g} in {label}" for label, values in curves.items()
     )
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         f"{name} by epoch, in {' and '.join(curves) or 'no case finite'}.",
         f"Line chart of {name} over {len(epochs)} epochs; it ends at "
         f"{ends or 'no finite value'}.",
@@ -102,8 +102,8 @@ def scale_timeline(changes: Rows) -> Plot:
     axes.set_xlabel("step")
     axes.set_ylabel("loss scale")
     figure.legend(frameon=False, ncols=4, loc="outside upper left")
-    return Plot(
-        plots.to_svg(figure),
+    return plots.drawn(
+        figure,
         "The loss scale by step. A cross is a step whose gradients were not "
         "finite: it changed no weight.",
         f"Step chart of the loss scale with {len(skips)} skipped steps; it "
@@ -120,7 +120,7 @@ def scale_by_epoch(epochs: Rows) -> Plot:
     for i, name in enumerate(scales):
         upper.step(
             numbers,
-            _values(epochs, name),
+            values_of(epochs, name),
             where="mid",
             color=plots.COLORS["float32"],
             linestyle=_LINES[i % len(_LINES)],
@@ -138,10 +138,10 @@ def scale_by_epoch(epochs: Rows) -> Plot:
     lower.set_ylabel("skipped")
     lower.set_ylim(0, max(1, *skipped) * 1.1)
     lower.yaxis.get_major_locator().set_params(integer=True)
-    _count_on(lower, "epoch", numbers)
-    ends = ", ".join(power_of_two(_last(_values(epochs, n))) for n in scales)
-    return Plot(
-        plots.to_svg(figure),
+    count_on(lower, "epoch", numbers)
+    ends = ", ".join(power_of_two(_last(values_of(epochs, n))) for n in scales)
+    return plots.drawn(
+        figure,
         "The loss scale at the end of each epoch, and the steps that it "
         "skipped.",
         f"Step chart of the loss scale, which ends at {ends}, over bars of "
@@ -149,9 +149,32 @@ def scale_by_epoch(epochs: Rows) -> Plot:
     )
 
 
+def learning_rate(epochs: Rows) -> Plot:
+    """The learning rate that each epoch ended with."""
+    values = values_of(epochs, "learning_rate")
+    figure = plots.new_figure(plots.NARROW, _HEIGHT)
+    axes = figure.subplots()
+    numbers = [epoch["epoch"] + 1 for epoch in epochs]
+    axes.plot(
+        numbers,
+        values,
+        color=plots.COLORS["float32"],
+        marker="o" if len(epochs) <= MARKED_EPOCHS else None,
+        markersize=4,
+    )
+    axes.set_ylim(0, 1.1 * (max(v for v in [0, *values] if v == v) or 1))
+    axes.set_ylabel("learning rate")
+    count_on(axes, "epoch", numbers)
+    return plots.drawn(
+        figure,
+        "The learning rate at the end of each epoch.",
+        f"Line chart of the learning rate; it ends at {_last(values):.4g}.",
+    )
+
+
 def throughput(epochs: Rows, precision: str) -> Plot:
     """Examples per second in each epoch."""
-    values = _values(epochs, "examples_per_second")
+    values = values_of(epochs, "examples_per_second")
     figure = plots.new_figure(plots.NARROW, _HEIGHT)
     axes = figure.subplots()
     numbers = [epoch["epoch"] + 1 for epoch in epochs]
@@ -159,15 +182,15 @@ def throughput(epochs: Rows, precision: str) -> Plot:
         numbers,
         values,
         color=_color(precision),
-        marker="o" if len(epochs) <= _MARKED_EPOCHS else None,
+        marker="o" if len(epochs) <= MARKED_EPOCHS else None,
         markersize=4,
     )
-    axes.set_ylim(0, 1.1 * max((v for v in values if v == v), default=1.0))
+    axes.set_ylim(0, 1.1 * (max(v for v in [0, *values] if v == v) or 1))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylabel("examples/s")
-    _count_on(axes, "epoch", numbers)
-    return Plot(
-        plots.to_svg(figure),
+    count_on(axes, "epoch", numbers)
+    return plots.drawn(
+        figure,
         "Throughput by epoch; the first one may hold the compilation.",
         f"Line chart of examples per second; {_last(values):,.0f} in the last "
         "epoch.",
@@ -185,7 +208,7 @@ def columns(epochs: Rows, start: str) -> list[str]:
     return sorted({n for epoch in epochs for n in epoch if n.startswith(start)})
 
 
-def _values(epochs, name):
+def values_of(epochs: Rows, name: str) -> list[float]:
     """A column; NaN where it is absent or was not finite."""
     return [
         math.nan if epoch.get(name) is None else float(epoch[name])
@@ -197,7 +220,8 @@ def _last(values):
     return next((v for v in reversed(values) if v == v), math.nan)
 
 
-def _count_on(axes, label, numbers):
+def count_on(axes, label, numbers):
+    """An axis of whole numbers that shows all of these."""
     axes.set_xlabel(label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)

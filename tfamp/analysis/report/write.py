@@ -14,7 +14,7 @@ from typing import Any
 
 from tfamp.analysis.page import environment, html, plots
 from tfamp.analysis.page.part import Part
-from tfamp.analysis.report import run_logs, run_part
+from tfamp.analysis.report import run_logs, run_part, side_by_side
 from tfamp.errors import InputError
 from tfamp.files.output import make_folder, write_atomically
 
@@ -64,10 +64,39 @@ def write_combined(
         InputError: A folder holds no result, or one that cannot be read; the
             page cannot be written.
     """
+    return write_page(chapters_of(folders), path)
+
+
+def chapters_of(folders: Sequence[str | os.PathLike]) -> list[html.Chapter]:
+    """What is reported of folders; of several, first what compares them.
+
+    Raises:
+        InputError: as for `write_combined`.
+    """
     plots.require_matplotlib()
-    chapters = [
-        (name, parts_in(folder)) for name, folder in _named(folders).items()
+    named = _named(folders)
+    chapters: list[html.Chapter] = [
+        (name, parts_in(folder)) for name, folder in named.items()
     ]
+    runs = {
+        name: run_logs.read(folder)
+        for name, folder in named.items()
+        if run_logs.is_run(folder)
+    }
+    compared = [side_by_side.runs_part(runs)] if len(runs) > 1 else []
+    tables = side_by_side.tables_part(chapters)
+    compared += [tables] if tables else []
+    return [("", compared), *chapters] if compared else chapters
+
+
+def write_page(
+    chapters: Sequence[html.Chapter], path: str | os.PathLike
+) -> pathlib.Path:
+    """Writes chapters as one page.
+
+    Raises:
+        InputError: the page cannot be written.
+    """
     # Half of a surrogate pair can stand in JSON, but in no file.
     page = html.render(chapters).encode(errors="replace").decode()
     path = pathlib.Path(path).expanduser()
@@ -106,7 +135,8 @@ def parts_in(folder: pathlib.Path) -> list[Part]:
                 dataclasses.replace(
                     part,
                     environment=rows,
-                    subject=str(record.get("recipe", "")),
+                    # Of a file its name; the command has all of its path.
+                    subject=str(record.get("recipe", "")).rpartition("/")[2],
                 )
             )
     if run_logs.is_run(folder):

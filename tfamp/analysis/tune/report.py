@@ -2,6 +2,7 @@
 
 `tune.json`, schema `tfamp.tune/1`; numbers that are not finite are null:
 
+- `recipe`: that the command was given; "" where there was none.
 - `model`, `precision` (of what is not in float32), `steps` (batches measured
   on), `budget`, `noise` (of the gradient between batches, relative to its
   length), `limit` (their product: the error that is allowed), `loss_scale`.
@@ -75,6 +76,7 @@ class TuneReport:
         kept_paths: how it knows those that were in float32 before.
         runs: steps that were run.
         seconds: that it took.
+        recipe: that the command was given.
     """
 
     model: str
@@ -93,6 +95,7 @@ class TuneReport:
     kept_paths: tuple[str, ...]
     runs: int
     seconds: float
+    recipe: str = ""
 
     @property
     def float32_layers(self) -> tuple[str, ...]:
@@ -185,6 +188,7 @@ class TuneReport:
         order = sorted(self.scores, key=self.scores.__getitem__, reverse=True)
         return {
             "schema": SCHEMA,
+            "recipe": self.recipe,
             "model": self.model,
             "precision": self.precision,
             "steps": self.steps,
