@@ -36,6 +36,7 @@ from tfamp.training import (
     observers,
     preconditions,
     safe,
+    swapped_averages,
     wire,
 )
 from tfamp.training.callbacks import ScaleTimeline
@@ -249,7 +250,7 @@ def fit(
             check_alike(strategy, facts)
     callbacks_here = hooks.callbacks_here(callbacks, strategy)
     callback_list = keras.callbacks.CallbackList(
-        [*callbacks_here, *progress],
+        [*swapped_averages.followed(callbacks_here, model), *progress],
         add_history=True,
         model=model,
         epochs=epochs,
@@ -412,7 +413,9 @@ def evaluate(
         model,
         batches,
         keras.callbacks.CallbackList(
-            hooks.callbacks_here(callbacks, strategy),
+            swapped_averages.followed(
+                hooks.callbacks_here(callbacks, strategy), model
+            ),
             model=model,
             epochs=1,
             steps=batches.steps or batches.count,
