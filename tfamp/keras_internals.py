@@ -6,8 +6,10 @@ fails when a new Keras moves one of them, before a user's training does.
 
 import contextlib
 import functools
+import itertools
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -1115,3 +1117,34 @@ def build_optimizer(model: keras.Model) -> None:
     """Creates the variables of a model's optimizer, where they are missing."""
     if model.optimizer is not None and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
+
+
+_KEYS_OF_A_STRATEGY = 100_000
+_collective_key_bases = itertools.count(
+    _KEYS_OF_A_STRATEGY, _KEYS_OF_A_STRATEGY
+)
+_with_own_collectives: weakref.WeakSet[tf.distribute.Strategy] = (
+    weakref.WeakSet()
+)
+
+
+def separate_collectives(strategy: tf.distribute.Strategy) -> None:
+    """Numbers a MirroredStrategy's collectives apart from all others' here.
+
+    TensorFlow starts each strategy of a process at the same number, and takes
+    the sums of a second one, made when a cell of a notebook runs again or for
+    another number of devices, for those of the first: it aborts all of them
+    where shapes differ.
+    """
+    if (
+        not isinstance(strategy, tf.distribute.MirroredStrategy)
+        or strategy in _with_own_collectives
+    ):
+        return
+    _with_own_collectives.add(strategy)
+    extended = strategy.extended
+    before = extended._collective_ops
+    extended._collective_key_base = next(_collective_key_bases)
+    extended._collective_ops = extended._make_collective_ops_with_fallbacks()
+    if extended._cross_device_ops is before:
+        extended._cross_device_ops = extended._collective_ops

@@ -83,9 +83,9 @@ def biases_after_a_step(precision, strategy=None, **options):
 @pytest.mark.parametrize(
     ("precision", "options"),
     [
-        ("mixed_float16", {}),
+        pytest.param("mixed_float16", {}, marks=pytest.mark.slow),
         ("mixed_bfloat16", {"microbatches": 2}),
-        ("mixed_bfloat16", {"jit": True}),
+        pytest.param("mixed_bfloat16", {"jit": True}, marks=pytest.mark.slow),
     ],
     ids=["float16", "microbatches", "XLA"],
 )

@@ -401,6 +401,7 @@ class Restored(keras.callbacks.Callback):
 
 
 class TestAnotherPrecision:
+    @pytest.mark.slow
     def test_carries_all_but_the_scale_over(self, tmp_path):
         """To bfloat16 and float32 and back; each goes on with the step."""
         model, history = run(tmp_path, epochs=9, stop_after=STEPS + 4)
@@ -456,6 +457,7 @@ def contents(directory):
 
 
 class TestBadDirectory:
+    @pytest.mark.slow
     def test_a_torn_newest_is_told_and_the_one_before_it_used(
         self, tmp_path, warnings_of_absl
     ):

@@ -614,6 +614,7 @@ def test_killed_worker_ends_the_other_within_the_stated_time(
         job.close()
 
 
+@pytest.mark.slow
 def test_worker_that_leaves_by_an_error_ends_the_other(jobs):
     job = jobs["raise"]
     assert job.workers[1].wait(timeout=LIMIT_SECONDS) == 1

@@ -685,6 +685,7 @@ def test_a_quantized_layer_cannot_become_float32():
     assert model(np.zeros((1, 16), "float32")).dtype == tf.float32
 
 
+@pytest.mark.slow
 def test_a_new_process_loads_the_model_after_one_import(
     mixed_float16, tmp_path
 ):

@@ -361,6 +361,7 @@ def test_a_run_writes_its_samples_and_shows_the_first(finished_run):
     assert f"  {samples[0].splitlines()[0]}" in printed
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_that_loads(finished_run, topics_dir):
     _, output, metrics = finished_run
     assert [p.name for p in output.glob("*.keras")] == ["model.keras"]

@@ -168,6 +168,7 @@ def test_the_phases_leave_their_logs_side_by_side(finished_run):
     assert json.loads(rows[-1])["val_accuracy"] == metrics["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_was_predicted_and_filled_in(finished_run):
     _, _, printed, output = finished_run
     for name, mark in (
@@ -272,7 +273,10 @@ MASKED_MODEL = recipe.build_masked_model, recipe.make_masked_datasets
 
 @pytest.mark.parametrize(
     ("precision", "phase"),
-    [("mixed_bfloat16", MASKED_MODEL), ("mixed_float16", CLASSIFIER)],
+    mostly_slow(
+        [("mixed_bfloat16", MASKED_MODEL), ("mixed_float16", CLASSIFIER)],
+        always=[("mixed_bfloat16", MASKED_MODEL)],
+    ),
 )
 def test_products_are_in_16_bits_and_softmax_and_loss_in_float32(
     config, precision, phase
@@ -294,7 +298,10 @@ def test_products_are_in_16_bits_and_softmax_and_loss_in_float32(
 
 
 @pytest.mark.parametrize(
-    ("phase", "qk_norm"), [(CLASSIFIER, True), (MASKED_MODEL, False)]
+    ("phase", "qk_norm"),
+    mostly_slow(
+        [(CLASSIFIER, True), (MASKED_MODEL, False)], always=[(CLASSIFIER, True)]
+    ),
 )
 def test_lint_finds_nothing(config, phase, qk_norm):
     tfamp.set_precision("mixed_float16")

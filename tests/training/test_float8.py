@@ -88,6 +88,7 @@ def test_histories_are_of_true_gradients_whatever_the_loss_scale(trained):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_every_precision(tmp_path, trained):
     train(build_model(), epochs=1, checkpoint_dir=tmp_path)
     model = train(build_model(), epochs=2, checkpoint_dir=tmp_path)

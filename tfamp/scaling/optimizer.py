@@ -184,6 +184,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "tfamp.fit(microbatches=...) instead."
             )
         strategy = tf.distribute.get_strategy()
+        keras_internals.separate_collectives(strategy)
         if not all(
             strategy.extended.variable_created_in_scope(variable.value)
             for variable in self.variables

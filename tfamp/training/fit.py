@@ -170,6 +170,7 @@ def fit(
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    keras_internals.separate_collectives(strategy)
     is_shown = bool(verbose)
     verbose = verbose if is_chief(strategy) else 0
     epochs = _capped(epochs)
@@ -399,6 +400,7 @@ def evaluate(
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    keras_internals.separate_collectives(strategy)
     batches = data.Batches(
         x,
         y,

@@ -52,6 +52,7 @@ def predict(
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
+    keras_internals.separate_collectives(strategy)
     batches = Batches(x, strategy=strategy, batch_size=batch_size, steps=steps)
     if batches.steps is None:
         preconditions.check_ends(batches.dataset)

@@ -89,6 +89,7 @@ def runs_of(float32, other, precision="mixed_float16"):
 # What must pass, and what must not.
 
 
+@pytest.mark.slow
 def test_a_recipe_in_mixed_precision_passes():
     options = {"metric": "loss", "margin": 0.01}
     record = prove("mixed_float16", options=options)
