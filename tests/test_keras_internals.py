@@ -593,3 +593,89 @@ def test_what_a_model_takes():
     assert keras_internals.called_shapes(own) is None
     own({"rows": np.zeros([2, 3], "float32")})
     assert keras_internals.called_shapes(own)["rows"] == (2, 3)
+
+
+def test_what_is_traced_for_xla_is_known():
+    def ask(x):
+        inner = tf.cond(
+            x > 0,
+            lambda: tf.constant(keras_internals.is_compiled_by_xla()),
+            lambda: tf.constant(False),
+        )
+        return tf.logical_and(inner, keras_internals.is_compiled_by_xla())
+
+    one = tf.constant(1.0)
+    assert not ask(one)
+    assert not tf.function(ask)(one)
+    assert tf.function(ask, jit_compile=True)(one)
+    assert tf.function(tf.function(ask, jit_compile=True))(one)
+
+
+def test_variables_of_an_optimizer_are_made_by_another_function():
+    weight, made = keras.Variable([[1.0, 2.0]], name="kernel"), []
+
+    def make(reference, name, initializer):
+        assert reference is weight
+        made.append(name)
+        return keras.Variable(tf.zeros([1]), name=f"part_{name}")
+
+    optimizer = keras.optimizers.Adam(use_ema=True, name="own")
+    with keras_internals.variables_made_by(optimizer, make):
+        optimizer.build([weight])
+    assert made == ["average", "momentum", "velocity"]
+    parts = [v for v in optimizer.variables if "part_" in v.name]
+    assert [v.path for v in parts] == [f"own/part_{name}" for name in made]
+    assert "add_variable_from_reference" not in vars(optimizer)
+    assert keras_internals.variable_index(optimizer, weight) == 0
+
+
+def test_gradients_are_clipped_as_an_optimizer_would():
+    optimizer = keras.optimizers.SGD(clipnorm=1.0)
+    gradients = [tf.constant([3.0, 4.0]), None, tf.constant([0.5])]
+    first, nothing, last = keras_internals.clipped(optimizer, gradients)
+    np.testing.assert_allclose(first, [0.6, 0.8], rtol=1e-6)
+    assert nothing is None
+    np.testing.assert_array_equal(last, [0.5])
+
+
+def test_a_variable_is_kept_in_another_dtype_and_put_back():
+    class Doubled(keras.Variable):
+        @property
+        def value(self):
+            return 2 * super().value
+
+    weight = keras.Variable([3.0])
+    wide, cls = keras_internals.stored(weight), type(weight)
+    narrow = tf.Variable([5.0], dtype=tf.bfloat16)
+    keras_internals.replace_value(weight, narrow, Doubled)
+    assert weight.dtype == "float32"
+    assert keras_internals.stored(weight) is narrow
+    np.testing.assert_array_equal(tf.cast(weight.value, tf.float32), [10.0])
+    keras_internals.replace_value(weight, wide, cls)
+    np.testing.assert_array_equal(weight.numpy(), [3.0])
+
+
+def test_reads_of_variables_are_noted_with_the_dtype_they_are_read_in():
+    layer = layers.Dense(1, dtype="mixed_bfloat16")
+    layer.build((None, 2))
+    found = []
+
+    def note(variable):
+        found.append((variable.name, keras_internals.autocast_dtype()))
+
+    with keras_internals.reads_noted(layer.trainable_variables, note):
+        layer(np.zeros((1, 2), "float32"))
+        tf.convert_to_tensor(layer.bias.value)
+    assert sorted(found, key=str) == [
+        ("bias", "bfloat16"),
+        ("bias", None),
+        ("kernel", "bfloat16"),
+    ]
+    layer(np.zeros((1, 2), "float32"))
+    assert len(found) == 3
+
+
+def test_a_scope_that_gives_variables_other_values_is_known():
+    assert not keras_internals.in_stateless_scope()
+    with keras.StatelessScope():
+        assert keras_internals.in_stateless_scope()

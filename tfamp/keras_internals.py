@@ -974,6 +974,19 @@ def reads_noted(
             variable.__class__ = cls
 
 
+def is_compiled_by_xla() -> bool:
+    """Whether what is traced here is for XLA: `jit_compile`, or a TPU."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        scope = graph._get_control_flow_context()
+        while scope is not None:
+            if scope.IsXLAContext():
+                return True
+            scope = scope.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
 def in_stateless_scope() -> bool:
     """Whether variables have values given to them for a while."""
     return keras.src.backend.common.stateless_scope.in_stateless_scope()

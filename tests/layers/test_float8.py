@@ -55,7 +55,9 @@ def values(count=2000):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("power_of_two", [True, False])
 def test_rounding_is_numpys_bit_for_bit(mode, format_name, dtype, power_of_two):
-    x = values().astype(DTYPES[dtype])
+    # Zeros of both signs, and what becomes one.
+    x = np.append(values(), np.float32([0, -0.0, 1e-9, -1e-9]))
+    x = x.astype(DTYPES[dtype])
     amax = np.abs(x.astype("float32")).max()
     scale = np.float32(LARGEST[format_name]) / amax
     if power_of_two:
@@ -64,7 +66,11 @@ def test_rounding_is_numpys_bit_for_bit(mode, format_name, dtype, power_of_two):
 
     def compute(x):
         scales = scale_of(amax_of(x), format_name, 0, power_of_two)
-        return quantize_dequantize(x, *scales, format_name)
+        # As a product does it.
+        is_exact = power_of_two and dtype == "bfloat16"
+        between = x.dtype if is_exact else tf.float32
+        rounded = quantize_dequantize(x, *scales, format_name, between)
+        return tf.cast(rounded, x.dtype)
 
     got = MODES[mode](compute)(tf.constant(x)).numpy()
     np.testing.assert_array_equal(got.view("uint8"), wanted.view("uint8"))
@@ -77,7 +83,7 @@ def test_finite_numbers_saturate_and_others_stay_other(mode, format_name, most):
     x = tf.constant([1e9, -1e9, 3.0, np.nan, np.inf])
 
     def compute(x):
-        return quantize_dequantize(x, one, one, format_name)
+        return quantize_dequantize(x, one, one, format_name, x.dtype)
 
     got = MODES[mode](compute)(x).numpy()
     np.testing.assert_array_equal(got[:3], [most, -most, 3])

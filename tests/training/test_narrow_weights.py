@@ -30,7 +30,9 @@ class Seen(keras.callbacks.Callback):
         self.seen = [np.array(w) for w in weights]
 
 
-def trained(strategy, shard, precision="mixed_bfloat16", **options):
+def trained(
+    strategy, shard, precision="mixed_bfloat16", use_ema=False, **options
+):
     tfamp.set_precision(precision)
     keras.utils.set_random_seed(1)
     generator = np.random.default_rng(0)
@@ -46,7 +48,7 @@ def trained(strategy, shard, precision="mixed_bfloat16", **options):
             ]
         )
         optimizer = keras.optimizers.AdamW(
-            1e-2, weight_decay=0.1, global_clipnorm=0.5
+            1e-2, weight_decay=0.1, global_clipnorm=0.5, use_ema=use_ema
         )
         model.compile(
             tfamp.wrap_optimizer(optimizer, shard=shard),
@@ -59,12 +61,10 @@ def trained(strategy, shard, precision="mixed_bfloat16", **options):
         x,
         y,
         batch_size=8,
-        epochs=1,
         shuffle=False,
         verbose=0,
-        callbacks=[seen],
         validation_data=(x, y),
-        **options,
+        **({"epochs": 1, "callbacks": [seen]} | options),
     )
     return model, seen
 
@@ -85,6 +85,26 @@ def test_a_training_in_shards_is_the_same_training(mirrored, name):
     for key in ("loss", "val_loss"):
         losses = whole.history.history[key], sharded.history.history[key]
         assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("swap_on_epoch", [False, True])
+def test_averages_are_swapped_in_what_the_model_reads(mirrored, swap_on_epoch):
+    losses, weights, predictions = [], [], []
+    for shard in (False, True):
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)
+        model, _ = trained(
+            mirrored(2), shard, use_ema=True, epochs=3, callbacks=[swap]
+        )
+        losses.append(model.history.history["val_loss"])
+        weights.append([w.numpy() for w in model.weights])
+        rows = np.ones((4, 6), "float32")
+        swap = keras.callbacks.SwapEMAWeights()
+        predictions.append(tfamp.predict(model, rows, callbacks=[swap]))
+    assert losses[0] == losses[1]
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(*predictions)
 
 
 @pytest.mark.long

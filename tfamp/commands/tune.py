@@ -8,7 +8,11 @@ from tfamp.commands import json_flag, recipe_argument
 from tfamp.errors import InputError
 from tfamp.files import console
 
-_PRECISIONS = {"bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+_PRECISIONS = {
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+    "float8": "float8",
+}
 
 
 def add_to(commands: Any) -> None:
@@ -39,8 +43,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--formats",
         default="auto",
-        help="bfloat16, float16, or both as a comma list, of which the second "
-        "one's result is tune-FORMAT.json (default: what suits the device)",
+        help="bfloat16, float16, float8, or a comma list, of which the later "
+        "ones' results are tune-FORMAT.json (default: what suits the device)",
     )
     parser.add_argument(
         "--output_dir",
@@ -120,8 +124,8 @@ def _formats(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in _PRECISIONS:
             raise InputError(
-                f"--formats={text}: {name!r} cannot be tuned; expected "
-                f"{' or '.join(_PRECISIONS)}."
+                f"--formats={text}: {name!r} cannot be tuned; expected some of "
+                f"{', '.join(_PRECISIONS)}."
             )
     if len(set(names)) < len(names):
         raise InputError(f"--formats={text} names one twice.")

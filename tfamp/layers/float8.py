@@ -5,8 +5,9 @@ scale; sums, biases, activations and what is between the products stay in the
 16 bits below, weights and their updates in float32.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import keras
@@ -132,6 +133,52 @@ def float8(
     ]
 
 
+def covered_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers that `float8` takes by itself where all are in 16 bits."""
+    places = _products(list(walk(model)), "first and last")
+    return [
+        place.layer
+        for place in places
+        if isinstance(place.layer, float8_counterparts.LAYERS)
+        or _obstacle(place.layer, of_any_dtype=True) is None
+    ]
+
+
+@contextlib.contextmanager
+def multiplying_8_bits(
+    layers: Sequence[keras.layers.Layer],
+) -> Iterator[None]:
+    """Within it, layers multiply 8-bit numbers where they compute in 16 bits.
+
+    On trial: each tensor has a scale of its own. Layers that `float8` has
+    taken already go on with what they have.
+    """
+    tried = [layer for layer in layers if type(layer) in _FLOAT8]
+    before = [type(layer) for layer in tried]
+    added = {
+        "float8_settings": float8_counterparts.Settings("current"),
+        "float8_histories": [],
+    }
+    try:
+        for layer in tried:
+            # Past Keras's own __setattr__, which tracks what it is given.
+            vars(layer).update(added)
+            layer.__class__ = _FLOAT8[type(layer)]
+        yield
+    finally:
+        for layer, cls in zip(tried, before, strict=True):
+            layer.__class__ = cls
+            for name in added:
+                vars(layer).pop(name, None)
+
+
+def call_of(layer: keras.layers.Layer, call: Callable) -> Callable:
+    """What calls a layer, where `call` was its method before a trial."""
+    if isinstance(layer, float8_counterparts.LAYERS):
+        return type(layer).call.__get__(layer)
+    return call
+
+
 _FLOAT8 = {
     keras.layers.Dense: float8_counterparts.Dense,
     keras.layers.EinsumDense: float8_counterparts.EinsumDense,
@@ -158,15 +205,8 @@ def _check(model: keras.Model) -> None:
 def _wanted(places: list[Place], layers, skip: str) -> list[Place]:
     """The layers to replace."""
     if layers is None:
-        products = [
-            place
-            for place in places
-            if type(place.layer) in _FLOAT8
-            or isinstance(place.layer, float8_counterparts.LAYERS)
-        ]
-        first = 1 if skip.startswith("first") else 0
-        last = len(products) - (1 if skip.endswith("last") else 0)
-        return [p for p in products[first:last] if _obstacle(p.layer) is None]
+        products = _products(places, skip)
+        return [place for place in products if _obstacle(place.layer) is None]
     named = choose(places, layers)
     wanted = []
     for place in places:
@@ -186,14 +226,30 @@ def _wanted(places: list[Place], layers, skip: str) -> list[Place]:
     return wanted
 
 
-def _obstacle(layer: keras.layers.Layer) -> str | None:
+def _products(places: list[Place], skip: str) -> list[Place]:
+    """The layers of covered kinds, but for those to skip."""
+    products = [
+        place
+        for place in places
+        if type(place.layer) in _FLOAT8
+        or isinstance(place.layer, float8_counterparts.LAYERS)
+    ]
+    first = 1 if skip.startswith("first") else 0
+    last = len(products) - (1 if skip.endswith("last") else 0)
+    return products[first:last]
+
+
+def _obstacle(
+    layer: keras.layers.Layer, of_any_dtype: bool = False
+) -> str | None:
     """Why a layer stays as it is; None for one that can be replaced."""
     # Not isinstance: what a user's subclass computes is unknown.
     if type(layer) not in _FLOAT8:
         return f"{type(layer).__name__} is not covered"
     if not layer.built:
         return "it is not built"
-    if layer.compute_dtype not in ("bfloat16", "float16"):
+    is_narrow = layer.compute_dtype in ("bfloat16", "float16")
+    if not (is_narrow or of_any_dtype):
         return f"it computes in {layer.compute_dtype}"
     if layer.lora_enabled:
         return "it has low-rank weights"

@@ -9,6 +9,8 @@ in 16 or 32 bits; XLA for GPUs turns a product of two such tensors into one of
 import ml_dtypes
 import tensorflow as tf
 
+from tfamp import keras_internals
+
 # For inputs and kernels, which need precision; for gradients, which need range.
 E4M3, E5M2 = "float8_e4m3fn", "float8_e5m2"
 LARGEST = {
@@ -16,14 +18,16 @@ LARGEST = {
     for name in (E4M3, E5M2)
 }
 
+# Of float32.
 _MANTISSA_BITS, _BIAS = 23, 127
+_EXPONENT_MASK = 0xFF << _MANTISSA_BITS
 # Scales and their reciprocals are normal numbers.
 _LARGEST_EXPONENT = 126
 
 
 def amax_of(x: tf.Tensor) -> tf.Tensor:
     """The largest magnitude in a tensor: a float32 scalar; of none, 0."""
-    largest = tf.reduce_max(tf.abs(tf.cast(x, tf.float32)))
+    largest = tf.cast(tf.reduce_max(tf.abs(x)), tf.float32)
     # Of no rows TensorFlow says -inf.
     return tf.maximum(largest, 0.0)
 
@@ -90,12 +94,49 @@ def from_float8(
 
 
 def quantize_dequantize(
-    x: tf.Tensor, scale: tf.Tensor, reciprocal: tf.Tensor, format_name: str
+    x: tf.Tensor,
+    scale: tf.Tensor,
+    reciprocal: tf.Tensor,
+    format_name: str,
+    dtype: tf.DType | str,
 ) -> tf.Tensor:
-    """A tensor as 8 bits hold it, in its own dtype."""
-    quantized = to_float8(x, scale, format_name)
-    # float16 could not hold every scale.
-    return tf.cast(from_float8(quantized, reciprocal, tf.float32), x.dtype)
+    """A tensor as 8 bits hold it, in that dtype.
+
+    XLA gets the conversions to 8 bits and back that it knows. Elsewhere the
+    same bits are made in float32: TensorFlow's kernels convert one number after
+    the other, ten times as slowly, and its optimizer gives up on a graph with
+    an E5M2 tensor in it.
+    """
+    if keras_internals.is_compiled_by_xla():
+        quantized = to_float8(x, scale, format_name)
+        return from_float8(quantized, reciprocal, dtype)
+    rounded = _rounded(tf.cast(x, tf.float32) * scale, format_name)
+    return tf.cast(rounded * reciprocal, dtype)
+
+
+def _rounded(scaled: tf.Tensor, format_name: str) -> tf.Tensor:
+    """As `to_float8` rounds, in float32; few passes, all of them vectorized."""
+    largest = LARGEST[format_name]
+    info = ml_dtypes.finfo(getattr(ml_dtypes, format_name))
+    saturated = tf.clip_by_value(scaled, -largest, largest)
+    bits = tf.bitcast(saturated, tf.int32)
+    # The power of two below each number; subnormal numbers have the distance
+    # of the smallest normal ones.
+    power = tf.maximum(
+        tf.bitwise.bitwise_and(bits, _EXPONENT_MASK),
+        (_BIAS + int(info.minexp)) << _MANTISSA_BITS,
+    )
+    # float32 numbers of the size of 1.5 times this many of them are as far
+    # from each other as the 8-bit ones, so that adding one rounds.
+    missing = _MANTISSA_BITS - int(info.nmant)
+    large = tf.bitcast(
+        power + ((missing << _MANTISSA_BITS) | (1 << (_MANTISSA_BITS - 1))),
+        tf.float32,
+    )
+    rounded = tf.bitcast((saturated + large) - large, tf.int32)
+    # 0 with the sign of the number, as 8 bits have it, or NaN.
+    rest = tf.bitcast(scaled * 0.0, tf.int32)
+    return tf.bitcast(tf.bitwise.bitwise_or(rounded, rest), tf.float32)
 
 
 def _exponent_of(format_name: str) -> int:

@@ -20,9 +20,8 @@ from tfamp.layers.float8_numbers import (
     E4M3,
     E5M2,
     amax_of,
-    from_float8,
+    quantize_dequantize,
     scale_of,
-    to_float8,
 )
 from tfamp.scaling.backward import current_scale
 
@@ -87,7 +86,7 @@ def float8_product(
         scale, reciprocal = scale_of(
             amax, format_name, recipe.margin, recipe.power_of_two
         )
-        return from_float8(to_float8(x, scale, format_name), reciprocal, dtype)
+        return quantize_dequantize(x, scale, reciprocal, format_name, dtype)
 
     def known(history):
         return known_amax(history) if recipe.delayed else None

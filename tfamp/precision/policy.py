@@ -116,11 +116,7 @@ def set_precision(name: str = AUTO) -> str:
     global _last_precision
     precision = resolve_precision(name)
     keras.config.set_dtype_policy(
-        load_map(name)[1]
-        if is_map(name)
-        else _BELOW_FLOAT8
-        if precision == FLOAT8
-        else precision
+        load_map(name)[1] if is_map(name) else policy_name(precision)
     )
     mark_session(precision)
     _last_precision = precision
@@ -194,11 +190,14 @@ def precision_of(model: "keras.Model") -> str:
     return FLOAT8 if is_float8 else "mixed_bfloat16"
 
 
+def policy_name(precision: str) -> str:
+    """The dtype policy of a precision, as Keras calls it."""
+    return _BELOW_FLOAT8 if precision == FLOAT8 else precision
+
+
 def compute_dtype_of(precision: str) -> str:
     """What the layers of a precision compute in, between 8-bit products."""
-    if precision == FLOAT8:
-        precision = _BELOW_FLOAT8
-    return precision.removeprefix("mixed_")
+    return policy_name(precision).removeprefix("mixed_")
 
 
 def _compute_dtypes(layer: "keras.layers.Layer") -> set[str | None]:

@@ -215,8 +215,8 @@ class OwnStep:
 
     Keras divides what its losses return by the number of replicas, so that
     gradients of replicas, summed, are those of the batch where all have equally
-    many rows, and logs of a loss are too small by it. Here both are those of the
-    global batch, whatever each has. A loss that nothing of Keras's reduces
+    many rows, and logs of a loss are too small by it. Here both are those of
+    the global batch, whatever each has. A loss that nothing of Keras's reduces
     stays as it is written, which is said.
 
     Args:

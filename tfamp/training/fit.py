@@ -37,6 +37,7 @@ from tfamp.training import (
     observers,
     preconditions,
     safe,
+    swapped_averages,
     wire,
 )
 from tfamp.training.callbacks import ScaleTimeline
@@ -252,7 +253,7 @@ def fit(
             check_alike(strategy, facts)
     callbacks_here = hooks.callbacks_here(callbacks, strategy)
     callback_list = keras.callbacks.CallbackList(
-        [*callbacks_here, *progress],
+        [*swapped_averages.followed(callbacks_here, model), *progress],
         add_history=True,
         model=model,
         epochs=epochs,
@@ -416,7 +417,9 @@ def evaluate(
         model,
         batches,
         keras.callbacks.CallbackList(
-            hooks.callbacks_here(callbacks, strategy),
+            swapped_averages.followed(
+                hooks.callbacks_here(callbacks, strategy), model
+            ),
             model=model,
             epochs=1,
             steps=batches.steps or batches.count,

@@ -12,7 +12,13 @@ from tfamp.distribute.consensus import is_chief
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.distribute.workers import worker_errors
 from tfamp.errors import InputError
-from tfamp.training import hooks, misplaced, preconditions, safe
+from tfamp.training import (
+    hooks,
+    misplaced,
+    preconditions,
+    safe,
+    swapped_averages,
+)
 from tfamp.training.data import Batches, is_multi_worker
 
 
@@ -59,7 +65,9 @@ def predict(
             model,
             batches,
             keras.callbacks.CallbackList(
-                hooks.callbacks_here(callbacks, strategy),
+                swapped_averages.followed(
+                    hooks.callbacks_here(callbacks, strategy), model
+                ),
                 model=model,
                 epochs=1,
                 steps=batches.steps or batches.count,

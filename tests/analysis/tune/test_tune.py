@@ -177,6 +177,18 @@ def test_as_many_other_layers_put_back_do_not_mend(cancelled):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("other", ["first", "second", "logits"])
+def test_another_layer_in_float32_is_measured_not_to_mend(cancelled, other):
+    _, _, _, report = cancelled
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = compiled(lambda: sequence(Cancel(name="planted")))
+    model.get_layer(other).dtype_policy = "float32"
+    found = tune(model)
+    assert found.path[0].error > 0.9 * report.path[0].error > found.limit
+    assert found.float32_layers == ("planted",)
+
+
+@pytest.mark.long
 def test_both_ends_of_a_range_fault_in_float16_are_put_back():
     model = compiled(
         lambda: sequence(Gain(1e6, name="up"), Gain(1e-6, name="down"))
@@ -273,12 +285,59 @@ def test_scores_on_two_replicas_are_those_on_one(mirrored, cancelled):
         assert other.scores[layer] == pytest.approx(score, rel=0.1), layer
 
 
+class Spread(layers.Layer):
+    """Feature by feature from 1 to 3e-8, and back: no scale fits all."""
+
+    def __init__(self, power, **options):
+        super().__init__(**options)
+        self.factors = 10.0 ** (power * np.arange(16) / 2)
+
+    def call(self, x):
+        return x * ops.cast(self.factors, x.dtype)
+
+
+def test_a_product_that_8_bits_cannot_hold_is_put_back(tmp_path):
+    def build():
+        spread = layers.Dense(
+            16, kernel_initializer="identity", trainable=False, name="spread"
+        )
+        return sequence(Spread(-1, name="down"), spread, Spread(1, name="up"))
+
+    model = compiled(build)
+    before = state_of(model)
+    types = [type(layer) for layer in model.layers]
+    report = tune(model, "float8", budget=0.3)
+    assert report.precision == "float8"
+    assert report.float32_layers == ("spread",)
+    assert report.path[-1].error <= report.limit < report.path[0].error
+    # As it runs too, and not only behind the switch.
+    everything, tuned = (
+        report.costs[each]["error"] for each in ("all", "tuned")
+    )
+    assert everything == pytest.approx(report.path[0].error, rel=0.05)
+    assert tuned == pytest.approx(report.path[-1].error, rel=0.2)
+    assert [type(layer) for layer in model.layers] == types
+    assert "float8_settings" not in vars(model.get_layer("second"))
+    for value, former in zip(state_of(model), before, strict=True):
+        np.testing.assert_array_equal(value, former)
+    with pytest.raises(tfamp.InputError, match="optimizer"):
+        report.apply(model)
+    assert model.get_layer("second").compute_dtype == "float32"
+
+    report.save(tmp_path / "tune.json")
+    assert tfamp.set_precision(tmp_path / "tune.json") == "float8"
+    other = compiled(build)
+    tfamp.fit(other, data(), verbose=0)
+    in_8_bits = [e.name for e in other.layers if hasattr(e, "float8_settings")]
+    assert in_8_bits == ["second"]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"steps": 1}, "steps"),
         ({"budget": 0}, "budget=0"),
-        ({"precision": "float8"}, "float8"),
+        ({"precision": "float32"}, "float32"),
     ],
 )
 def test_what_cannot_be_is_refused(options, match):
@@ -287,9 +346,10 @@ def test_what_cannot_be_is_refused(options, match):
 
 
 def test_formats_that_cannot_be_tuned_are_refused(capsys):
-    arguments = ["tune", "recipes.digits", "--formats=float8", "--output_dir=x"]
+    arguments = ["tune", "recipes.digits", "--formats=int8", "--output_dir=x"]
     assert cli.main(arguments) == 2
-    assert "expected bfloat16 or float16" in capsys.readouterr().err
+    expected = "expected some of bfloat16, float16, float8"
+    assert expected in capsys.readouterr().err
 
 
 def test_what_is_no_map_is_refused(tmp_path):

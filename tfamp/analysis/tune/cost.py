@@ -1,6 +1,6 @@
 """What a choice of layers costs: error as it runs, time, matrix products."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,25 +23,32 @@ def costs_of(
     *,
     everything: Sequence[keras.layers.Layer],
     tuned: Sequence[keras.layers.Layer],
+    eight_bits: Collection[keras.layers.Layer],
     scale: float,
 ) -> dict[str, Cost]:
     """Error and time of the model as it is, without a switch in it.
 
     Args:
         gradients: of the model.
-        precision: of what is in 16 bits.
+        precision: the policy of what is in 16 bits.
         everything: the layers of all units.
         tuned: those that are not put back.
+        eight_bits: of them, those that multiply 8-bit numbers.
         scale: the loss scale.
 
     Returns:
         For "float32", "all" and "tuned", `error` and `milliseconds`, of a
         forward and a backward pass.
     """
+
+    def step(layers):
+        multiply_8_bits = [e for e in layers if e in eight_bits]
+        return gradients.plain(layers, precision, multiply_8_bits)
+
     steps = {
         "float32": gradients.plain((), "float32"),
-        "all": gradients.plain(everything, precision),
-        "tuned": gradients.plain(tuned, precision),
+        "all": step(everything),
+        "tuned": step(tuned),
     }
     # The first run traces.
     costs = {name: {"error": each.error(scale)} for name, each in steps.items()}

@@ -19,6 +19,7 @@ from tfamp.analysis.tune.draws import drawn_alike
 from tfamp.analysis.tune.switch import Switch
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import InputError
+from tfamp.layers.float8 import multiplying_8_bits
 from tfamp.precision.computing import computing_in
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.step import build
@@ -99,10 +100,13 @@ class Gradients:
         return self._error_of(lambda s: self._gradient(s, narrow, scale))
 
     def plain(
-        self, layers: Sequence[keras.layers.Layer], policy: str
+        self,
+        layers: Sequence[keras.layers.Layer],
+        policy: str,
+        eight_bits: Sequence[keras.layers.Layer] = (),
     ) -> "Plain":
         """The model itself, with these layers in another policy, no switch."""
-        return Plain(self, layers, policy)
+        return Plain(self, layers, policy, eight_bits)
 
     def _error_of(self, gradient: Callable[[Any], tf.Tensor]) -> float:
         total = 0.0
@@ -210,6 +214,7 @@ class Plain:
         gradients: of the model.
         layers: those that are not in float32.
         policy: theirs.
+        eight_bits: those that multiply 8-bit numbers.
     """
 
     def __init__(
@@ -217,8 +222,10 @@ class Plain:
         gradients: Gradients,
         layers: Sequence[keras.layers.Layer],
         policy: str,
+        eight_bits: Sequence[keras.layers.Layer],
     ):
         self._gradients = gradients
+        self._eight_bits = list(eight_bits)
         self._layers = list(layers)
         self._policy = policy
         self._run = tf.function(
@@ -241,7 +248,10 @@ class Plain:
     def _gradient(self, share, scale: float) -> tf.Tensor:
         gradients = self._gradients
         gradients.runs += 1
-        with computing_in(self._policy, self._layers):
+        with (
+            computing_in(self._policy, self._layers),
+            multiplying_8_bits(self._eight_bits),
+        ):
             result = self._run(share, tf.constant(scale))
         strategy = gradients._model.distribute_strategy
         return strategy.experimental_local_results(result)[0]

@@ -25,11 +25,18 @@ from tfamp.analysis.tune.report import PathStep, TuneReport
 from tfamp.analysis.tune.switch import Switch
 from tfamp.analysis.tune.units import Unit, kept_layers, units_of
 from tfamp.errors import InputError
+from tfamp.layers.float8 import covered_layers
 from tfamp.precision.computing import computing_in
-from tfamp.precision.policy import precision_of, resolve_precision
+from tfamp.precision.policy import (
+    FLOAT8,
+    compute_dtype_of,
+    policy_name,
+    precision_of,
+    resolve_precision,
+)
 from tfamp.training import preconditions
 
-PRECISIONS = ("mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("mixed_bfloat16", "mixed_float16", FLOAT8)
 _SCALES = tuple(2.0**i for i in range(16, 0, -2))
 # Powers of two by which later gradients may exceed what was measured.
 _HEADROOM = 2.0
@@ -57,6 +64,9 @@ def tune(
     with a `keras.random.SeedGenerator` (dropout, noise) are measured by
     rounding what they take and return. Draws without one count as errors.
 
+    In float8 the layers that `tfamp.float8` covers multiply 8-bit numbers, each
+    tensor scaled by its own largest magnitude, and all else is bfloat16.
+
     Args:
         model: compiled. Layers that are in float32 while others are in 16 bits
             stay so.
@@ -64,9 +74,9 @@ def tune(
         steps: batches to measure on; at least 2.
         budget: the error that is allowed, as a share of the gradient's noise:
             of how far the gradient of one batch is from the mean of all.
-        precision: "mixed_bfloat16" or "mixed_float16"; "auto" for the model's
-            own, or if it is in float32 what `tfamp.recommend` says, and where
-            that is float32 as well "mixed_bfloat16".
+        precision: "mixed_bfloat16", "mixed_float16" or "float8"; "auto" for
+            the model's own, or if it is in float32 what `tfamp.recommend` says,
+            and where that is float32 as well "mixed_bfloat16".
 
     Returns:
         The report.
@@ -90,7 +100,9 @@ def tune(
             model, dataset, steps
         )
         overflowing = overflowing_layers(tensors, counted.fed)
-    switch = Switch(units, keras.dtype_policies.get(precision))
+    policy = policy_name(precision)
+    eight_bits = covered_layers(model) if precision == FLOAT8 else []
+    switch = Switch(units, keras.dtype_policies.get(policy), eight_bits)
     with (
         probe_steps.unchanged(model),
         computing_in("float32", keras_internals.all_layers(model)),
@@ -110,19 +122,21 @@ def tune(
             called,
             _units_of_paths(units, model, overflowing) & set(called),
             limit,
-            has_range=precision == "mixed_bfloat16",
+            has_range=compute_dtype_of(precision) == "bfloat16",
+            bits="8 bits" if precision == FLOAT8 else "16 bits",
         )
         everything = _layers(units, called)
         tuned = _layers(units, set(called) - set(found.reasons))
         costs = costs_of(
             gradients,
-            precision,
+            policy,
             everything=everything,
             tuned=tuned,
+            eight_bits=eight_bits,
             scale=found.scale,
         )
     shares = narrow_shares(
-        model, dataset, precision, {"all": everything, "tuned": tuned}
+        model, dataset, policy, {"all": everything, "tuned": tuned}
     )
     return TuneReport(
         model=model.name,
@@ -172,6 +186,7 @@ def _search(
     overflowing: Collection[int],
     limit: float,
     has_range: bool,
+    bits: str,
 ) -> _Found:
     scores, scale = {i: gradients.error([i]) for i in called}, 1.0
     if not has_range:
@@ -192,10 +207,10 @@ def _search(
         if i in overflowing:
             reasons[i] = "its output, or what it takes, is beyond the range"
         elif not np.isfinite(scores[i]):
-            reasons[i] = "the gradient is not finite where it is in 16 bits"
+            reasons[i] = f"the gradient is not finite where it is in {bits}"
         else:
             reasons[i] = (
-                f"alone in 16 bits it moves the gradient by {scores[i]:.2g}"
+                f"alone in {bits} it moves the gradient by {scores[i]:.2g}"
             )
         error = gradients.error(order, scale)
         path.append((i, error))
@@ -225,12 +240,18 @@ def default_precision() -> str:
 
 
 def _resolved(precision: str, model: keras.Model) -> str:
+    own = precision_of(model)
     if precision == "auto":
-        own = precision_of(model)
         precision = default_precision() if own == "float32" else own
     if precision not in PRECISIONS:
         raise InputError(
-            f"precision={precision!r} cannot be tuned; expected "
-            f"{' or '.join(PRECISIONS)}."
+            f"precision={precision!r} cannot be tuned; expected one of "
+            f"{', '.join(PRECISIONS)}."
+        )
+    if own == FLOAT8 != precision:
+        raise InputError(
+            f"Model {model.name!r} multiplies 8-bit numbers, and cannot be "
+            f"tuned for {precision!r}; use precision='float8', or a model "
+            "without tfamp.float8."
         )
     return resolve_precision(precision)

@@ -38,7 +38,9 @@ from tfamp.analysis.tune.cost import Cost
 from tfamp.analysis.tune.units import units_of
 from tfamp.errors import InputError
 from tfamp.files.output import make_folder, output_folder, write_atomically
+from tfamp.layers.float8 import float8
 from tfamp.precision.keep_float32 import forget_traces
+from tfamp.precision.policy import FLOAT8, policy_name
 
 SCHEMA = "tfamp.tune/1"
 
@@ -151,7 +153,7 @@ class TuneReport:
         `tfamp.set_precision("tune.json")`, which does that.
         """
         policy_map = keras.dtype_policies.DTypePolicyMap(
-            keras.dtype_policies.get(self.precision)
+            keras.dtype_policies.get(policy_name(self.precision))
         )
         paths = [p for each in self.reasons for p in self.policy_paths[each]]
         for path in dict.fromkeys([*self.kept_paths, *paths]):
@@ -162,10 +164,12 @@ class TuneReport:
         """Gives the layers of a built model the precisions that were found.
 
         Args:
-            model: the one that was tuned, or another with its layers.
+            model: the one that was tuned, or another with its layers; for
+                float8 one whose optimizer is not built.
 
         Raises:
-            InputError: it lacks one of them; it is as it was then.
+            InputError: it lacks one of them, or cannot take float8; it is as
+                it was then.
         """
         units = {unit.path: unit for unit in units_of(model)}
         for path in self.policy_paths:
@@ -175,12 +179,19 @@ class TuneReport:
                     f"Model {model.name!r} has no layer {path!r}, which was "
                     f"tuned; the nearest is {near!r}."
                 )
+        before = []
         for path in self.policy_paths:
-            is_float32 = path in self.reasons
+            name = "float32" if path in self.reasons else self.precision
             for layer in units[path].layers:
-                layer.dtype_policy = keras.dtype_policies.get(
-                    "float32" if is_float32 else self.precision
-                )
+                before.append((layer, layer.dtype_policy))
+                layer.dtype_policy = keras.dtype_policies.get(policy_name(name))
+        if self.precision == FLOAT8:
+            try:
+                float8(model)
+            except InputError:
+                for layer, policy in before:
+                    layer.dtype_policy = policy
+                raise
         forget_traces(model)
 
     def record(self) -> dict[str, Any]:

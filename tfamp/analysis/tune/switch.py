@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.analysis.tune.units import Unit
+from tfamp.layers.float8 import call_of, multiplying_8_bits
 from tfamp.taps.gates import gate
 from tfamp.taps.passing import map_floats
 
@@ -28,14 +29,19 @@ class Switch:
     Args:
         units: what is switched.
         policy: the dtype policy of a unit that is on.
+        eight_bits: layers that multiply 8-bit numbers then.
 
     Attributes:
         called: indices of the units that a step called.
     """
 
     def __init__(
-        self, units: Sequence[Unit], policy: keras.dtype_policies.DTypePolicy
+        self,
+        units: Sequence[Unit],
+        policy: keras.dtype_policies.DTypePolicy,
+        eight_bits: Sequence[keras.layers.Layer] = (),
     ):
+        self._eight_bits = {id(layer) for layer in eight_bits}
         self._units = units
         self._policy = policy
         # Replicas are traced in threads of their own.
@@ -70,10 +76,10 @@ class Switch:
 
     def _call(self, i: int, call, /, *args, **kwargs):
         mask = getattr(self._thread, "mask", None)
-        if mask is None:
-            return call(*args, **kwargs)
-        self.called.add(i)
         unit = self._units[i]
+        if mask is None:
+            return call_of(unit.layer, call)(*args, **kwargs)
+        self.called.add(i)
         branches = [
             _Branch(functools.partial(self._narrow, unit, call), args, kwargs),
             _Branch(call, args, kwargs),
@@ -98,9 +104,16 @@ class Switch:
 
     def _narrow(self, unit: Unit, call, *args, **kwargs):
         layer = unit.layer
-        with keras_internals.dtype_policy_replaced(
-            list(unit.layers), self._policy
+        eight_bits = [
+            each for each in unit.layers if id(each) in self._eight_bits
+        ]
+        with (
+            keras_internals.dtype_policy_replaced(
+                list(unit.layers), self._policy
+            ),
+            multiplying_8_bits(eight_bits),
         ):
+            call = call_of(layer, call)
             if not any(layer is each for each in unit.layers):
                 # It is kept in float32; what is in it is not.
                 return call(*args, **kwargs)

@@ -10,7 +10,7 @@ Record = Mapping[str, Any]
 _ROWS = 15
 _CHOICES = {
     "float32": "all in float32",
-    "all": "all in 16 bits",
+    "all": "all in {}",
     "tuned": "as tuned",
 }
 
@@ -26,7 +26,7 @@ def path(record: Record) -> Table:
     return Table(
         f"Put back to float32, one after the other, until the gradient's error "
         f"is at most {record['limit']:.2%}",
-        ("layer", "error of the rest in 16 bits", "why"),
+        ("layer", f"error of the rest in {_bits(record)}", "why"),
         [
             (
                 each["layer"] or "none",
@@ -43,7 +43,7 @@ def scores(record: Record) -> Table:
     shown = record["scores"][:_ROWS]
     kept = {each["layer"] for each in record["float32_layers"]}
     return Table(
-        f"The gradient's error with one layer alone in 16 bits: the "
+        f"The gradient's error with one layer alone in {_bits(record)}: the "
         f"{len(shown)} largest of {len(record['scores'])}",
         ("layer", "error", "precision"),
         [
@@ -72,7 +72,7 @@ def costs(record: Record) -> Table:
         ),
         [
             (
-                words,
+                words.format(_bits(record)),
                 percent(cost["error"]),
                 f"{cost['milliseconds']:.1f}",
                 f"{cost['milliseconds'] / whole:.2f}",
@@ -82,6 +82,10 @@ def costs(record: Record) -> Table:
             for cost in [record["costs"][name]]
         ],
     )
+
+
+def _bits(record: Record) -> str:
+    return "8 bits" if record["precision"] == "float8" else "16 bits"
 
 
 def percent(share: float | None) -> str:
