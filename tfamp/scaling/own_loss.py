@@ -264,8 +264,8 @@ class OwnStep:
 
     def _of_plain(self, own, optimizer, grads_and_vars):
         """In place of the sum that Keras's optimizers take."""
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        gradients = self.divided(optimizer, list(gradients))
+        gradients, variables = map(list, zip(*grads_and_vars, strict=True))
+        gradients = self.divided(optimizer, gradients)
         return own(optimizer, list(zip(gradients, variables, strict=True)))
 
     def _note(self) -> None:
