@@ -25,6 +25,7 @@ from tfamp.commands import (
     tune,
 )
 from tfamp.errors import InputError
+from tfamp.files.standard_error import start_tensorflow_quietly
 from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         input.
     """
     argv = sys.argv[1:] if argv is None else argv
+    start_tensorflow_quietly()
     try:
         settings, argv = split_settings(argv)
         args, others = _parser().parse_known_args(

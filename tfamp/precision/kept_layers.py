@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfamp import keras_internals
+from tfamp.files.model_files import say_how_to_load
 from tfamp.precision import autocast, regions
 from tfamp.precision.meant import DTYPES_16, meant, meant_dtype
 from tfamp.precision.operations import PRODUCTS, resolve
@@ -46,6 +47,7 @@ class _Kept:
     _tfamp_operations: ClassVar[str]
 
     def get_config(self) -> dict:
+        say_how_to_load()
         cls = type(self)
         # The description of the layer as it was, which may ask for its class.
         self.__class__ = cls._tfamp_class
