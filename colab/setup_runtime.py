@@ -153,6 +153,10 @@ if __name__ == "__main__":
             break
     enter_source()
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # Warnings and errors.
+    if importlib.util.find_spec("tfamp"):
+        from tfamp.files.standard_error import start_tensorflow_quietly
+
+        start_tensorflow_quietly()  # What it says shows where it fails.
     kind = "TPU" if seen["tpu_chips"] else "GPU" if seen["gpu"] else "CPU"
     if pip or kind != "CPU":
         print(name_devices(kind))

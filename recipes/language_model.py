@@ -133,7 +133,7 @@ def adamw(config: Config) -> keras.optimizers.AdamW:
 
 def decoder(config: Config, vocabulary_size: int) -> keras.Model:
     """A GPT of pre-norm blocks; the embedding is its output layer as well."""
-    embedding = layers.ReversibleEmbedding(
+    embedding = transformer.reversible_embedding()(
         vocabulary_size,
         config.width,
         tie_weights=config.tie_embeddings,

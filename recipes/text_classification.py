@@ -303,7 +303,7 @@ class _Encoded(NamedTuple):
 
 def _encoder(config, loaded):
     """The tokens that go in, and what becomes of them."""
-    embedding = layers.ReversibleEmbedding(
+    embedding = transformer.reversible_embedding()(
         -(-loaded.num_tokens // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
         config.width,
         embeddings_initializer=keras.initializers.RandomNormal(

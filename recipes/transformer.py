@@ -187,3 +187,14 @@ def _dense(units, name, scale=1.0, activation=None):
 def _hidden_width(width):
     multiples = round(_HIDDEN_PER_WIDTH * width / _HIDDEN_MULTIPLE)
     return max(multiples, 1) * _HIDDEN_MULTIPLE
+
+
+def reversible_embedding() -> type[layers.Layer]:
+    """The class of Keras whose layer is embedding and output at once."""
+    found = getattr(layers, "ReversibleEmbedding", None)
+    if found is None:
+        raise InputError(
+            f"Keras {keras.__version__} has no ReversibleEmbedding, of which "
+            "this recipe is made; it came with 3.13: pip install 'keras>=3.13'."
+        )
+    return found

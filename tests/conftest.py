@@ -64,16 +64,20 @@ def pytest_collection_modifyitems(config, items):
 
 
 # What the oldest Keras that is supported lacks.
-LATER = ("MultiOptimizer", "OptimizerMap", "ScheduleFreeAdamW", "Muon")
+LATER = (
+    *("MultiOptimizer", "OptimizerMap", "ScheduleFreeAdamW", "Muon"),
+    "ReversibleEmbedding",
+)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Skips a test of an optimizer that this Keras does not have."""
+    """Skips a test of a class that this Keras does not have."""
     try:
         return (yield)
     except AttributeError as error:
-        if error.obj is keras.optimizers and error.name in LATER:
+        places = (keras.optimizers, keras.layers)
+        if error.obj in places and error.name in LATER:
             pytest.skip(f"Keras {keras.__version__} has no {error.name}")
         raise
 

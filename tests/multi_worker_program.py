@@ -182,6 +182,26 @@ def evaluation(strategy):
     )
 
 
+def prediction(strategy):
+    """Outputs in a structure, in 16 bits; the last batch has one row."""
+    rows = np.arange(13, dtype="float32")[:, None]
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    with strategy.scope():
+        x = keras.Input((1,))
+        double = keras.layers.Add()([x, x])
+        less = keras.layers.Rescaling(1.0, offset=-1.0)(x)
+        model = keras.Model(x, {"double": double, "pair": [x, less]})
+    results = {}
+    for size in (4, 3):
+        outputs = tfamp.predict(model, rows, batch_size=size)
+        results |= {
+            f"double {size}": outputs["double"],
+            f"same {size}": outputs["pair"][0],
+            f"less {size}": outputs["pair"][1],
+        }
+    return results
+
+
 def files(strategy, folder):
     """Callbacks that write, on each worker into a folder of its own."""
     folder = folder / f"files-{_worker(strategy)}"
@@ -397,6 +417,7 @@ SCENARIOS = {
     "blame": blame,
     "stop": stop,
     "evaluation": evaluation,
+    "prediction": prediction,
     "matrix": matrix,
     "reduction": reduction,
     "low_rank": low_rank,

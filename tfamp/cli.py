@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from tfamp.commands import recipe_argument
 from tfamp.errors import InputError
+from tfamp.files.standard_error import start_tensorflow_quietly
 from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         input.
     """
     argv = sys.argv[1:] if argv is None else argv
+    start_tensorflow_quietly()
     try:
         settings, argv = split_settings(argv)
         args, others = _parser().parse_known_args(

@@ -10,7 +10,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import keras
@@ -671,11 +671,44 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
 
 
 def replace_optimizer(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    saved: keras.optimizers.Optimizer | None = None,
 ) -> None:
-    """Gives a compiled model another optimizer, also in what it saves."""
+    """Gives a compiled model another optimizer, also in what it saves.
+
+    Args:
+        model: the model.
+        optimizer: the one that trains it.
+        saved: the one that files name; None for the same.
+    """
     model.optimizer = optimizer
-    model._compile_config.config["optimizer"] = optimizer
+    model._compile_config.config["optimizer"] = saved or optimizer
+
+
+def state_of_scaler(
+    store: Mapping[str, Any], inner: keras.optimizers.Optimizer
+) -> tuple[Any, Any, dict[str, Any]] | None:
+    """What Keras's `LossScaleOptimizer` saved; None for anything else.
+
+    Returns:
+        The scale, the clean steps since it moved, and the state of the inner
+        optimizer as that one would have saved it.
+    """
+    # Its iterations and learning rate, which it does not use, come first.
+    own = ("iterations", "learning_rate", "step_counter", "dynamic_scale")
+    count = len(inner.variables)
+    if len(store.keys()) != len(own) + count:
+        return None
+    state = {str(i): store[str(i + len(own))] for i in range(count)}
+    return store["3"], store["2"], state
+
+
+def is_saving_model() -> bool:
+    """Whether a model's config is being written into a file."""
+    attribute = "shared_objects/id_to_obj_map"
+    state = keras.src.backend.common.global_state
+    return state.get_global_attribute(attribute) is not None
 
 
 def mask_of(tensor):

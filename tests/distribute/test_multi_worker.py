@@ -47,7 +47,7 @@ MARGIN_SECONDS = 10
 SCENARIOS = {
     (2, False): (
         *("small", "evaluation", "overflow", "blame", "stop", "files"),
-        *("reduction", "sharded"),
+        *("reduction", "sharded", "prediction"),
     ),
     (2, True): ("recipe", "low_rank", "matrix", "resumable"),
     (3, True): ("small", "evaluation", "recipe"),
@@ -223,6 +223,20 @@ def test_each_example_counts_once_in_uneven_last_batches(job, workers):
         np.testing.assert_allclose(
             value, expected[name], **FLOAT32_ROUNDING, err_msg=name
         )
+
+
+def test_each_worker_gets_the_outputs_of_all_rows_in_order(job):
+    outputs = job(2, "prediction")
+    rows = np.arange(13, dtype="float32")[:, None]
+    for size in (4, 3):
+        for name, expected in (
+            ("double", 2 * rows),
+            ("same", rows),
+            ("less", rows - 1),
+        ):
+            found = outputs[f"{name} {size}"]
+            assert found.dtype == "float32"
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_workers_decode_their_rows_and_have_the_numbers_of_one_process(job):

@@ -161,6 +161,13 @@ def multi_optimizer():
     )
 
 
+@pytest.mark.parametrize("name", ["get_scaled_loss", "get_unscaled_gradients"])
+def test_methods_of_old_guides_say_what_to_write_instead(name):
+    optimizer = tfamp.wrap_optimizer("sgd")
+    with pytest.raises(tfamp.InputError, match=rf"{name} is gone.*write loss"):
+        getattr(optimizer, name)(1.0)
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_several_inner_optimizers_train_side_by_side(replicas, mirrored):
     assert_trains_alike(multi_optimizer, mirrored(replicas))

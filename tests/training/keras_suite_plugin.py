@@ -74,10 +74,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    if importlib.util.find_spec("orbax") is None:
-        for item in items:
-            if "orbax" in item.nodeid:
-                item.add_marker(pytest.mark.skip("orbax is not installed"))
+    for name in ("orbax", "tensorboard"):
+        if importlib.util.find_spec(name) is None:
+            for item in items:
+                if f"{name}_" in item.path.name:
+                    item.add_marker(pytest.mark.skip(f"no {name} here"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,18 +2,17 @@
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Group
 
 from tfamp.errors import InputError
 from tfamp.files import console
+from tfamp.files.standard_error import caught, said_at_start
 from tfamp.hardware.devices import (
     KNOWN_HARDWARE,
     Hardware,
@@ -48,7 +47,7 @@ def diagnose(assume: str | None = None) -> dict[str, Any]:
         InputError: The name is unknown, or TensorFlow does not import.
     """
     found = None if assume is None else known_hardware(assume)
-    with _captured_stderr() as log:
+    with caught() as log:
         try:
             import tensorflow as tf
         except ImportError as error:
@@ -76,7 +75,9 @@ def diagnose(assume: str | None = None) -> dict[str, Any]:
         "float8": float8_units(found),
         "strategy": {"name": strategy, "reason": strategy_reason},
         "known_issues": known_issues(found, versions, build),
-        "tensorflow_messages": _about_accelerators("".join(log)),
+        "tensorflow_messages": _about_accelerators(
+            "".join([said_at_start(), *log])
+        ),
     }
 
 
@@ -182,26 +183,6 @@ def _installed(package: str) -> str | None:
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-@contextmanager
-def _captured_stderr() -> Iterator[list[str]]:
-    """Keeps what is written to the file descriptor; gives it at the end.
-
-    TensorFlow's C++ code logs to the descriptor itself, partly before any
-    setting of the log level is read.
-    """
-    text: list[str] = []
-    with tempfile.TemporaryFile() as file:
-        stderr = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield text
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            file.seek(0)
-            text.append(file.read().decode(errors="replace"))
 
 
 def _about_accelerators(log: str) -> list[str]:

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.files.model_files import registered
 
 # cuDNN may refuse smaller ones: tf.compat.v1.nn.fused_batch_norm raises them
 # to this, which is another result.
@@ -17,7 +18,7 @@ _MIN_EPSILON_ON_GPUS = 1.001e-5
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, with the same weights and results, from the fused op.
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
+from tfamp.files.model_files import say_how_to_load
 from tfamp.layers.float8_product import Histories, Recipe, float8_product
 
 SCALINGS = ("delayed", "current")
@@ -111,6 +112,7 @@ class _Float8(keras.layers.Layer):
             history.assign(value if fits else tf.zeros(history.shape))
 
     def get_config(self) -> dict[str, Any]:
+        say_how_to_load()
         chosen = dataclasses.asdict(self.float8_settings)
         return super().get_config() | {"float8": chosen}
 

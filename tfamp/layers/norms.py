@@ -9,12 +9,13 @@ float32 numbers of each row.
 import keras
 import tensorflow as tf
 
+from tfamp.files.model_files import registered
 from tfamp.layers import row_products
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class RMSNormalization(keras.layers.RMSNormalization):
     """Keras's layer with the same weights and results, and a lean gradient."""
 
@@ -25,7 +26,7 @@ class RMSNormalization(keras.layers.RMSNormalization):
         return _rms_normalize(inputs, scale, self.epsilon)
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class LayerNormalization(keras.layers.LayerNormalization):
     """Keras's layer with the same weights and results, and a lean gradient."""
 

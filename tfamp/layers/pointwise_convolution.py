@@ -6,10 +6,11 @@ Each pixel is a row: [B, H, W, C] x [1, 1, C, K] is [B * H * W, C] x [C, K].
 import keras
 import tensorflow as tf
 
+from tfamp.files.model_files import registered
 from tfamp.layers import row_products
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class Conv2D(keras.layers.Conv2D):
     """Keras's 1x1 `Conv2D` with the same weights and results.
 

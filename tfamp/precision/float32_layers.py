@@ -11,6 +11,7 @@ so that the matrix products before and after it stay in 16 bits.
 import keras
 from keras import ops
 
+from tfamp.files.model_files import registered
 from tfamp.keras_internals import sublayers
 
 # Far below any logit and far from the smallest float32: after the subtraction
@@ -18,7 +19,7 @@ from tfamp.keras_internals import sublayers
 _MASKED_LOGIT_SHIFT = 1e9
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class Float32Activation:
     """An activation that computes in float32 whatever the layer computes in.
 
@@ -49,7 +50,7 @@ class Float32Activation:
         return cls(**config)
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class Softmax(keras.layers.Softmax):
     """Softmax in float32, with the mask constant of float32 (-1e9)."""
 
@@ -58,7 +59,7 @@ class Softmax(keras.layers.Softmax):
         return ops.cast(probabilities, inputs.dtype)
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class UnitNormalization(keras.layers.UnitNormalization):
     """Unit normalization whose sum of squares is taken in float32.
 
@@ -70,7 +71,7 @@ class UnitNormalization(keras.layers.UnitNormalization):
         return ops.cast(normalized, inputs.dtype)
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class MultiHeadAttention(keras.layers.MultiHeadAttention):
     """Multi-head attention with its softmax in float32 on both paths.
 
@@ -86,7 +87,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         _switch_softmax_sublayers(self)
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class GroupedQueryAttention(keras.layers.GroupQueryAttention):
     """Grouped-query attention with its softmax in float32 on both paths."""
 
@@ -95,7 +96,7 @@ class GroupedQueryAttention(keras.layers.GroupQueryAttention):
         _switch_softmax_sublayers(self)
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class Attention(keras.layers.Attention):
     """Dot-product attention with its softmax in float32."""
 
@@ -103,7 +104,7 @@ class Attention(keras.layers.Attention):
         return _attend(self, scores, value, scores_mask, training)
 
 
-@keras.saving.register_keras_serializable(package="tfamp")
+@registered
 class AdditiveAttention(keras.layers.AdditiveAttention):
     """Additive attention with its softmax in float32."""
 

@@ -118,7 +118,10 @@ def require_not_quantized(layers) -> None:
 
 def has_products_only(layer: keras.layers.Layer) -> bool:
     """Whether a layer is one of Keras's around a single product."""
-    known = (*_END_WITH_ACTIVATION, keras.layers.ReversibleEmbedding)
+    known: tuple[type, ...] = _END_WITH_ACTIVATION
+    # Keras before 3.13 has none.
+    if reversible := getattr(keras.layers, "ReversibleEmbedding", None):
+        known = (*known, reversible)
     return isinstance(layer, known) and not list(walk(layer))
 
 

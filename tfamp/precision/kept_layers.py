@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfamp import keras_internals
+from tfamp.files.model_files import say_how_to_load
 from tfamp.precision import autocast, beside_call, regions
 from tfamp.precision.meant import DTYPES_16, meant, meant_dtype
 from tfamp.precision.operations import PRODUCTS, resolve
@@ -54,6 +55,7 @@ class _Kept:
     _tfamp_keeps_call: ClassVar[bool]
 
     def get_config(self) -> dict:
+        say_how_to_load()
         cls = type(self)
         # The description of the layer as it was, which may ask for its class.
         self.__class__ = cls._tfamp_class

@@ -9,8 +9,10 @@ from typing import Any
 
 import keras
 
+from tfamp.files.model_files import registered
 
-@keras.saving.register_keras_serializable(package="tfamp")
+
+@registered
 class Float32AroundProducts(keras.dtype_policies.DTypePolicy):
     """float32, with operands of products in another dtype.
 

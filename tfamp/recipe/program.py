@@ -37,6 +37,7 @@ from tfamp.errors import (
     SaveError,
     WorkerLostError,
 )
+from tfamp.files.standard_error import start_tensorflow_quietly
 from tfamp.recipe import hints, saved_model
 from tfamp.recipe.flags import parse_flags
 
@@ -182,12 +183,13 @@ def quiet_tensorflow() -> None:
     """Keeps TensorFlow's informational messages off the screen.
 
     The C++ side reads its threshold once, when TensorFlow is imported, so
-    that half works only for a program that calls this before. Messages of
-    that import itself go to stderr whatever the threshold is. Warnings of
+    that half works only for a program that calls this before. What it says
+    while it is imported is kept, and shown where something fails. Warnings of
     Keras and tfamp go through other loggers and stay.
     """
     if "tensorflow" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        start_tensorflow_quietly()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 

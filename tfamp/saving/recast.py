@@ -11,10 +11,13 @@ import os
 import zipfile
 from typing import Any, BinaryIO
 
+import keras
+
 from tfamp.errors import InputError
 from tfamp.precision.policy import PRECISIONS
 
 _CONFIG = "config.json"
+_OURS = "tfamp>LossScaleOptimizer"
 _MIXED = tuple(name for name in PRECISIONS if name != "float32")
 # As `wrap_optimizer` makes it without 16-bit gradients.
 _FIXED_SCALE = {"dynamic": False, "initial_scale": 1.0}
@@ -103,15 +106,40 @@ def _rewrite(config, path, precision, initial_scale):
             layer: renamed(policy) if isinstance(policy, str) else policy
             for layer, policy in each["policy_map"].items()
         }
+    if precision == "mixed_float16":
+        _wrap_optimizer(config.get("compile_config"), initial_scale)
     if replaced == {precision}:
         return
     for each in _objects(config.get("compile_config")):
-        if each.get("registered_name") == "tfamp>LossScaleOptimizer":
+        if each.get("registered_name") == _OURS:
             each["config"] |= (
                 {"dynamic": True, "initial_scale": initial_scale}
                 if precision == "mixed_float16"
                 else _FIXED_SCALE
             )
+
+
+def _wrap_optimizer(compiled: Any, initial_scale: float) -> None:
+    """Has ours made where Keras would put its own scaler, and lose moments."""
+    compiled = compiled or {}
+    if not compiled.get("auto_scale_loss", True):
+        return
+    optimizer = compiled.get("optimizer")
+    if isinstance(optimizer, str):
+        optimizer = keras.saving.serialize_keras_object(
+            keras.optimizers.get(optimizer)
+        )
+    if not optimizer or optimizer["class_name"] == "LossScaleOptimizer":
+        return
+    compiled["optimizer"] = {
+        "module": "tfamp.scaling.optimizer",
+        "class_name": "LossScaleOptimizer",
+        "registered_name": _OURS,
+        "config": {
+            "inner_optimizer": optimizer,
+            "initial_scale": initial_scale,
+        },
+    }
 
 
 def _objects(value: Any):

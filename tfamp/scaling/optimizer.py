@@ -18,6 +18,7 @@ from keras import ops
 from tfamp import keras_internals
 from tfamp.distribute.strategy import computes_on_gpus
 from tfamp.errors import InputError
+from tfamp.files.model_files import say_how_to_load
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.scaling import moved_state
 from tfamp.scaling.backward import gradients_scaled_by
@@ -41,6 +42,13 @@ from tfamp.scaling.shards import Shards, check_can_shard
 # A true gradient of 2^39 still fits into float16 at the lowest of them.
 _INITIAL_WIRE_SCALE = 2.0**16
 _MIN_WIRE_SCALE = 2.0**-24
+
+_INSTEAD = (
+    "{name} is gone from Keras 3; write loss, gradients = "
+    "tfamp.value_and_gradients(loss_fn, model.trainable_variables, optimizer) "
+    "and then optimizer.apply(gradients, model.trainable_variables), which "
+    "unscales, and clips as the inner optimizer says."
+)
 
 # Optimizers that overwrite weights with their averages, and how often.
 _EmaFrequencies = list[tuple[keras.optimizers.Optimizer, int]]
@@ -99,6 +107,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             gradients cross between replicas.
         wrapped_for: the compute dtype that `wrap_optimizer` chose the scale
             for; None where the scale was chosen by hand.
+        is_in_files: False where files hold the inner optimizer alone, as
+            the model was compiled with it, and `fit` wrapped it by itself.
         shards: where the masters and moments are; None without `shard`, and
             before the optimizer is built.
 
@@ -151,6 +161,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.shards: Shards | None = None
         self._all_reduce_dtype: str | None = None
         self.wrapped_for: str | None = None
+        self.is_in_files = True
         # Replicas compute these alike, each for itself: aggregation "none".
         self.dynamic_scale = self.add_variable(
             (),
@@ -224,6 +235,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 self.shards = Shards(self.inner_optimizer, var_list)
             else:
                 self.inner_optimizer.build(var_list)
+
+    def get_scaled_loss(self, loss):
+        """Of TensorFlow 2's guides; says what to write in its place."""
+        raise InputError(_INSTEAD.format(name="get_scaled_loss"))
+
+    def get_unscaled_gradients(self, grads):
+        """Of TensorFlow 2's guides; says what to write in its place."""
+        raise InputError(_INSTEAD.format(name="get_unscaled_gradients"))
 
     def scale_loss(self, loss):
         """`loss` times the scale, in float32: 16 bits cannot hold 65536."""
@@ -338,17 +357,38 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def save_own_variables(self, store) -> None:
         """Writes whole variables, also of an optimizer in shards."""
-        if self.shards is None:
+        if not self.is_in_files:
+            self.inner_optimizer.save_own_variables(store)
+        elif self.shards is None:
             super().save_own_variables(store)
         else:
             self.shards.save(self.variables, store)
 
     def load_own_variables(self, store) -> None:
-        """Takes what an optimizer with or without shards has saved."""
-        if self.shards is None or len(store.keys()) != len(self.variables):
+        """Takes what an optimizer with or without shards has saved.
+
+        And what one has that is not wrapped, or in Keras's own scaler.
+        """
+        count, inner = len(store.keys()), self.inner_optimizer
+        of_keras = keras_internals.state_of_scaler(store, inner)
+        if self.shards is None and count == len(inner.variables):
+            inner.load_own_variables(store)
+        elif self.shards is None and of_keras is not None:
+            scale, step_counter, state = of_keras
+            inner.load_own_variables(state)
+            if self.dynamic:
+                self.dynamic_scale.assign(scale)
+                self.step_counter.assign(step_counter)
+        elif self.shards is None or count != len(self.variables):
             super().load_own_variables(store)
         else:
             self.shards.load(self.variables, store)
+
+    def __dir__(self):
+        # Keras saves what it finds here once more, and misses it in the files
+        # of optimizers without a wrapper. All variables are in ours.
+        inner = {"inner_optimizer", "optimizers"}
+        return [name for name in super().__dir__() if name not in inner]
 
     def scale_for_float16_wire(self) -> None:
         """Turns dynamic scaling on, for gradients that cross in float16.
@@ -365,6 +405,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.dynamic_scale.assign(self.initial_scale)
 
     def get_config(self) -> dict:
+        say_how_to_load()
         config = super().get_config()
         rule = self.rule
         return config | {

@@ -40,6 +40,7 @@ from tfamp.training import (
     swapped_averages,
     wire,
 )
+from tfamp.training.autolog import callbacks_of_autolog
 from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
 from tfamp.training.narrow_weights import in_16_bits
@@ -205,6 +206,8 @@ def fit(
     jit = preconditions.resolve_jit(jit, model, strategy, is_custom)
     steps_per_loop = preconditions.resolve_steps_per_loop(steps_per_loop, model)
     callbacks = [*hooks.flattened(callbacks), *observer.callbacks]
+    autolog = callbacks_of_autolog(callbacks)
+    callbacks += autolog
     progress = _progress(verbose, callbacks)
     with strategy.scope():
         safe.build_layers(model, dataset.element_spec, is_custom)
@@ -331,6 +334,8 @@ def fit(
         # Keras tells callbacks nothing when training raises.
         for bar in progress:
             bar.close()
+        for each in autolog:
+            each.close()
 
 
 @overload

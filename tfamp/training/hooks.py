@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.distribute.consensus import is_chief
+from tfamp.training.autolog import Autolog
 from tfamp.training.callbacks import FILE_WRITERS, ProgressBar
 
 # Methods of `Callback`, by what is going on.
@@ -48,7 +49,8 @@ def callbacks_here(
     """
     if is_chief(strategy):
         return list(callbacks)
-    return [each for each in callbacks if not isinstance(each, FILE_WRITERS)]
+    writers = (*FILE_WRITERS, Autolog)
+    return [each for each in callbacks if not isinstance(each, writers)]
 
 
 def keep_files(callbacks: keras.callbacks.CallbackList) -> None:

@@ -135,11 +135,19 @@ def _in_place_of(
     scaler: keras.optimizers.LossScaleOptimizer,
 ) -> LossScaleOptimizer:
     """Keras's own corrupts weights when a replica but the first overflows."""
-    return LossScaleOptimizer(
+    safe = LossScaleOptimizer(
         scaler.inner_optimizer,
         initial_scale=2.0 ** round(math.log2(scaler.initial_scale)),
         dynamic_growth_steps=scaler.dynamic_growth_steps,
     )
+    if scaler.built:
+        # Where it has moved to; Keras's knows no limits.
+        scale = float(scaler.dynamic_scale)
+        rule = safe.rule
+        if rule.min_scale <= scale <= rule.max_scale:
+            safe.dynamic_scale.assign(scale)
+            safe.step_counter.assign(scaler.step_counter)
+    return safe
 
 
 def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
@@ -194,7 +202,12 @@ def _wrap_optimizer(model: keras.Model) -> str | None:
         )
     else:
         safe = wrap_optimizer(optimizer, computes_in)
-    keras_internals.replace_optimizer(model, safe)
+    # A fixed scale of 1 is nothing to keep: files need no tfamp for it. What
+    # several optimizers hold is in them each, and not in one place.
+    safe.is_in_files = safe.dynamic or hasattr(optimizer, "optimizers")
+    keras_internals.replace_optimizer(
+        model, safe, saved=safe if safe.is_in_files else optimizer
+    )
     if not safe.dynamic:
         return "wrapped the optimizer, to skip steps that are not finite"
     return f"wrapped the optimizer, loss scale {safe.initial_scale:g}"
