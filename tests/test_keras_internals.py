@@ -196,7 +196,7 @@ def test_a_loss_before_its_reduction_is_weighted_and_not_yet_divided():
     assert weights.numpy().tolist() == [[2, 2, 0], [0, 0, 0]]
     assert int(tf.reduce_sum(tf.cast(mask, tf.int32))) == 2
     assert not is_scalar
-    assert keras_internals.is_own_loss(loss)
+    assert keras_internals.is_loss_of_rows(loss)
 
 
 def test_terms_of_a_loss_are_made_by_other_functions_and_put_back():

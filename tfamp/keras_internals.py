@@ -349,11 +349,16 @@ def additional_losses_in_float32(model: keras.Model) -> Iterator[None]:
         yield
 
 
-def is_own_loss(loss: Any) -> bool:
-    """Whether Keras wrote what the loss computes."""
+# Losses of Keras's that look at all rows of a batch at once.
+_ACROSS_ROWS = ("circle", "dice", "tversky")
+
+
+def is_loss_of_rows(loss: Any) -> bool:
+    """Whether it is a loss of Keras's that takes each row by itself."""
     makers = [type(loss), getattr(loss, "fn", type(loss))]
     return all(
         str(getattr(maker, "__module__", "")).startswith("keras.src.losses")
+        and getattr(maker, "__name__", "").lower() not in _ACROSS_ROWS
         for maker in makers
     )
 

@@ -60,11 +60,30 @@ def root_mean_square(y, outputs):
     return keras.ops.sqrt(keras.ops.mean(keras.ops.square(outputs - y)))
 
 
-def test_what_is_neither_mean_nor_sum_is_refused_in_pieces():
+@pytest.mark.parametrize(
+    "loss",
+    [
+        root_mean_square,
+        keras.losses.Dice(),
+        keras.losses.Dice(reduction="sum"),
+        keras.losses.Tversky(),
+    ],
+    ids=["own", "Dice", "summed Dice", "Tversky"],
+)
+def test_what_is_neither_mean_nor_sum_is_refused_in_pieces(loss):
+    x = np.array([[0.1], [0.2], [0.7], [0.6]], "float32")
+    y = np.array([[0.0], [1.0], [1.0], [1.0]], "float32")
     with pytest.raises(tfamp.InputError, match="neither a mean nor a sum"):
-        tfamp.fit(
-            linear(root_mean_square), four_rows(), microbatches=2, verbose=0
-        )
+        tfamp.fit(linear(loss), x, y, batch_size=4, microbatches=2, verbose=0)
+
+
+def test_a_loss_of_pairs_of_rows_is_refused_in_pieces():
+    x = np.array([[0.1, 1.0], [0.2, 0.5], [0.7, 0.3], [0.6, 0.2]], "float32")
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.Circle())
+    y = np.array([0, 0, 1, 1])
+    with pytest.raises(tfamp.InputError, match="neither a mean nor a sum"):
+        tfamp.fit(model, x, y, batch_size=4, microbatches=2, verbose=0)
 
 
 def test_what_is_neither_mean_nor_sum_trains_in_one_piece():

@@ -77,7 +77,7 @@ class Terms:
 def leaf_of(loss: Any, y_true, y_pred, sample_weight) -> Leaf:
     """A loss on some rows, before Keras divides."""
     name = getattr(loss, "name", type(loss).__name__)
-    is_known = keras_internals.is_own_loss(loss)
+    is_known = keras_internals.is_loss_of_rows(loss)
     parts = keras_internals.unreduced_loss(loss, y_true, y_pred, sample_weight)
     if parts is None:
         # Its `__call__` is its own: a number is all that is known.
