@@ -117,7 +117,7 @@ def test_saving_classes_of_tfamp_says_once_how_to_load_them(tmp_path, said):
 
 
 def test_loading_says_nothing_of_saving(tmp_path, said):
-    model = compiled(tfamp.wrap_optimizer("adam"))
+    model = trained(tfamp.wrap_optimizer("adam"))
     model.save(tmp_path / "model.keras")
     assert len(said) == 1
     model_files._is_said = False
