@@ -37,7 +37,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["p"], ["probe", "parity"]),
+        (["p"], ["probe", "parity", "portability"]),
         (["do"], ["doctor"]),
         (["bench", "--r"], ["--rounds="]),
         (["bench", "recipes.im"], ["recipes.image_classification"]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfamp
-from tfamp.files import model_files
+from tfamp.files import saved_models
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
 Y = X[:, :1]
@@ -40,7 +40,7 @@ def assert_same(one, other):
 
 @pytest.fixture
 def said(warnings_of_absl, monkeypatch):
-    monkeypatch.setattr(model_files, "_is_said", False)
+    monkeypatch.setattr(saved_models, "_is_said", False)
     return warnings_of_absl
 
 
@@ -120,6 +120,6 @@ def test_loading_says_nothing_of_saving(tmp_path, said):
     model = trained(tfamp.wrap_optimizer("adam"))
     model.save(tmp_path / "model.keras")
     assert len(said) == 1
-    model_files._is_said = False
+    saved_models._is_said = False
     tfamp.load_model(tmp_path / "model.keras")
     assert len(said) == 1

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
-from tfamp.files.model_files import registered
+from tfamp.files.saved_models import registered
 
 # cuDNN may refuse smaller ones: tf.compat.v1.nn.fused_batch_norm raises them
 # to this, which is another result.

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
-from tfamp.files.model_files import say_how_to_load
+from tfamp.files.saved_models import say_how_to_load
 from tfamp.layers.float8_product import Histories, Recipe, float8_product
 
 SCALINGS = ("delayed", "current")

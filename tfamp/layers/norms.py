@@ -9,7 +9,7 @@ float32 numbers of each row.
 import keras
 import tensorflow as tf
 
-from tfamp.files.model_files import registered
+from tfamp.files.saved_models import registered
 from tfamp.layers import row_products
 
 _DTYPES = ("bfloat16", "float16", "float32")

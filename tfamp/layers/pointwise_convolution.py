@@ -6,7 +6,7 @@ Each pixel is a row: [B, H, W, C] x [1, 1, C, K] is [B * H * W, C] x [C, K].
 import keras
 import tensorflow as tf
 
-from tfamp.files.model_files import registered
+from tfamp.files.saved_models import registered
 from tfamp.layers import row_products
 
 

@@ -11,7 +11,7 @@ so that the matrix products before and after it stay in 16 bits.
 import keras
 from keras import ops
 
-from tfamp.files.model_files import registered
+from tfamp.files.saved_models import registered
 from tfamp.keras_internals import sublayers
 
 # Far below any logit and far from the smallest float32: after the subtraction

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import keras
 
 from tfamp import keras_internals
-from tfamp.files.model_files import say_how_to_load
+from tfamp.files.saved_models import say_how_to_load
 from tfamp.precision import autocast, beside_call, regions
 from tfamp.precision.meant import DTYPES_16, meant, meant_dtype
 from tfamp.precision.operations import PRODUCTS, resolve

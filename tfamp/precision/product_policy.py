@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfamp.files.model_files import registered
+from tfamp.files.saved_models import registered
 
 
 @registered

@@ -18,7 +18,7 @@ from keras import ops
 from tfamp import keras_internals
 from tfamp.distribute.strategy import computes_on_gpus
 from tfamp.errors import InputError
-from tfamp.files.model_files import say_how_to_load
+from tfamp.files.saved_models import say_how_to_load
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.scaling import moved_state
 from tfamp.scaling.backward import gradients_scaled_by
