@@ -6,14 +6,14 @@ list of tensors crosses, of any dtypes, by few collectives: numbers are summed
 by dtype, and what must arrive bit by bit travels as integers of 64 bits, which
 every collective adds, and to which all replicas but one give zeros.
 
-All functions run in replica context, of any strategy; of one replica, or of
-none, they give back what they got.
+All functions but `gather_rows` run in replica context, of any strategy; of one
+replica, or of none, they give back what they got.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -111,6 +111,19 @@ def maximum(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         tf.cast(tf.reduce_max(_comparable(rows), axis=0), rows.dtype)
         for rows in gather(values)
     ]
+
+
+def gather_rows(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
+    """The rows of all replicas, on every worker, outside of replica context.
+
+    Args:
+        strategy: of the replicas.
+        values: what they returned, numbers of any one dtype, whose first
+            dimensions may differ.
+    """
+    dtype = strategy.experimental_local_results(values)[0].dtype
+    sent = strategy.run(lambda rows: _to_gather(rows, None), args=(values,))
+    return _from_wire(strategy.gather(sent, axis=0), dtype, None)
 
 
 def mean(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.distribute import reduction
 from tfamp.distribute.consensus import is_chief
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.distribute.workers import worker_errors
@@ -146,7 +147,11 @@ def _outputs_of(
     def run(share):
         outputs, places = strategy.run(step, args=(share,))
         if is_multi_worker(strategy):
-            return strategy.gather((outputs, places), axis=0)
+            # One by one: together they would have to be of one dtype.
+            return keras.tree.map_structure(
+                lambda rows: reduction.gather_rows(strategy, rows),
+                (outputs, places),
+            )
         return outputs, places
 
     if not model.run_eagerly:
