@@ -86,9 +86,11 @@ def trained(kind, strategy=None):
         model = build_model()
     options = {"verbose": 0}
     if len(data := KINDS[kind]()) == 2:
-        options |= {"batch_size": SIZE, "shuffle": False}
-    history = tfamp.fit(model, *data, **options).history
-    options.pop("shuffle", None)
+        options["batch_size"] = SIZE
+    # Keras draws the order of arrays and of a PyDataset.
+    has_order = len(data) == 2 or kind.startswith("PyDataset")
+    order = {"shuffle": False} if has_order else {}
+    history = tfamp.fit(model, *data, **options, **order).history
     evaluated = tfamp.evaluate(model, *KINDS[kind](), **options)
     outputs = tfamp.predict(model, KINDS[kind]()[0], **options)
     return (
