@@ -44,6 +44,8 @@ def kernel_environment(monkeypatch, tmp_path, data_dir):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    # The kernel's sockets are files where it is, and where its client is.
+    monkeypatch.chdir(generate.FOLDER)
     return f"TMPDIR={tmp_path}"
 
 
