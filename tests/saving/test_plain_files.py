@@ -116,6 +116,26 @@ def test_saving_classes_of_tfamp_says_once_how_to_load_them(tmp_path, said):
     assert "load it with tfamp.load_model(path)" in line
 
 
+@pytest.mark.parametrize("inner", ["adam", "sgd with 7 weights"])
+def test_one_that_never_stepped_loads_without_a_word(inner, tmp_path):
+    """Seven weights have as many moments and numbers as a wrapper alone."""
+    optimizer = keras.optimizers.Adam()
+    layers = [keras.layers.Dense(1)]
+    if inner != "adam":
+        optimizer = keras.optimizers.SGD(momentum=0.9)
+        layers = [keras.layers.Dense(2) for _ in range(3)]
+        layers.append(keras.layers.Dense(1, use_bias=False))
+    model = keras.Sequential([keras.Input([3]), *layers])
+    model.compile(tfamp.wrap_optimizer(optimizer, initial_scale=2.0**9), "mse")
+    model.optimizer.skipped_steps.assign(3)
+    model.save(tmp_path / "model.keras")
+    loaded = tfamp.load_model(tmp_path / "model.keras")
+    assert int(loaded.optimizer.skipped_steps) == 3
+    assert_same(loaded.get_weights(), model.get_weights())
+    tfamp.fit(loaded, X, Y, verbose=0)
+    assert int(loaded.optimizer.iterations) == 1
+
+
 def test_loading_says_nothing_of_saving(tmp_path, said):
     model = trained(tfamp.wrap_optimizer("adam"))
     model.save(tmp_path / "model.keras")

@@ -119,15 +119,14 @@ def _run(args: argparse.Namespace) -> int:
         }
         write_json(folder / "export.json", record)
         page = write.write(folder)
-    if args.json:
-        console.print_json(record)
-    else:
-        console.print_text(
-            *map(console.filled, tables.tables(record)),
-            *part.notes(record),
-            part.verdict(record),
-            f"The report: {page}",
-        )
+    console.print_report(
+        args.json,
+        record,
+        *map(console.filled, tables.tables(record)),
+        *part.notes(record),
+        part.verdict(record),
+        f"The report: {page}",
+    )
     return 0 if record["passed"] else 1
 
 

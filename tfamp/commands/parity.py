@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tfamp.commands import json_flag, recipe_argument
+from tfamp.commands import json_flag, margin_flags, recipe_argument
 from tfamp.files import console
 
 _BOOLEANS = {"auto": None, "true": True, "false": False}
@@ -27,13 +27,6 @@ def add_to(commands: Any) -> None:
         "--seeds", type=int, default=5, help="runs in each (default: 5)"
     )
     parser.add_argument(
-        "--margin",
-        type=float,
-        default=0.01,
-        help="the largest difference that does not matter, in the metric's "
-        "own unit (default: 0.01)",
-    )
-    parser.add_argument(
         "--metric",
         help="of those that the recipe's train returns (default: an accuracy, "
         "or else the loss)",
@@ -44,13 +37,7 @@ def add_to(commands: Any) -> None:
         default="auto",
         help="for the words of the verdict (default: by the metric's name)",
     )
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        default=0.05,
-        help="the chance to call equal what differs by the margin "
-        "(default: 0.05)",
-    )
+    margin_flags.add_to(parser)
     parser.add_argument(
         "--output_dir",
         required=True,
@@ -83,12 +70,11 @@ def _run(args: argparse.Namespace) -> int:
     with console.aside(args.json):
         record = series.measure(question, args.output_dir)
         page = write.write(args.output_dir)
-    if args.json:
-        console.print_json(record)
-    else:
-        console.print_text(
-            *map(console.filled, tables.tables(record)),
-            record["verdict"],
-            f"The report: {page}",
-        )
+    console.print_report(
+        args.json,
+        record,
+        *map(console.filled, tables.tables(record)),
+        record["verdict"],
+        f"The report: {page}",
+    )
     return 0 if all(record["equivalent"].values()) else 1

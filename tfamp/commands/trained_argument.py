@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from tfamp.commands import margin_flags
 from tfamp.errors import InputError
 
 
@@ -19,20 +20,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--metric",
         help="of the model's (default: an accuracy, or else the loss)",
     )
-    parser.add_argument(
-        "--margin",
-        type=float,
-        default=0.01,
-        help="the largest difference that does not matter, in the metric's "
-        "own unit (default: 0.01)",
-    )
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        default=0.05,
-        help="the chance to call equal what differs by the margin "
-        "(default: 0.05)",
-    )
+    margin_flags.add_to(parser)
     parser.add_argument(
         "--steps",
         type=int,

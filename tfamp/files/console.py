@@ -107,6 +107,16 @@ def print_json(report: Mapping[str, Any]) -> None:
     )
 
 
+def print_report(
+    is_json: bool, record: Mapping[str, Any], *blocks: RenderableType
+) -> None:
+    """Prints the record for programs, or the blocks for people."""
+    if is_json:
+        print_json(record)
+    else:
+        print_text(*blocks)
+
+
 def _json_value(value: Any) -> Any:
     # JSON has no inf and nan: they become strings, which `float` reads.
     if isinstance(value, Mapping):

@@ -104,8 +104,8 @@ def quantize_dequantize(
 
     XLA gets the conversions to 8 bits and back that it knows. Elsewhere the
     same bits are made in float32: TensorFlow's kernels convert one number after
-    the other, ten times as slowly, and its optimizer gives up on a graph with
-    an E5M2 tensor in it.
+    the other, in twice the time, and its optimizer gives up on a graph with an
+    E5M2 tensor in it.
     """
     if keras_internals.is_compiled_by_xla():
         quantized = to_float8(x, scale, format_name)

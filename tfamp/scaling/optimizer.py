@@ -173,6 +173,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.tolerance = self._add_counter("tolerance", hysteresis)
         self.skipped_steps = self._add_counter("skipped_steps", 0)
         self.consecutive_skips = self._add_counter("consecutive_skips", 0)
+        self._count_unbuilt = len(self.variables)
 
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
@@ -371,7 +372,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """
         count, inner = len(store.keys()), self.inner_optimizer
         of_keras = keras_internals.state_of_scaler(store, inner)
-        if self.shards is None and count == len(inner.variables):
+        if self.built and _is_of_unbuilt(store, self._count_unbuilt):
+            # Of one that never stepped, which had no moments yet.
+            for i, variable in enumerate(self.variables[:count]):
+                variable.assign(store[str(i)])
+        elif self.shards is None and count == len(inner.variables):
             inner.load_own_variables(store)
         elif self.shards is None and of_keras is not None:
             scale, step_counter, state = of_keras
@@ -628,6 +633,13 @@ def value_and_gradients(
     with gradients_scaled_by(optimizer):
         gradients = tape.gradient(scaled_loss, sources)
     return part.logged(loss), gradients
+
+
+def _is_of_unbuilt(store, count: int) -> bool:
+    """Whether numbers alone were saved, as many as before there are moments."""
+    return len(store.keys()) == count and all(
+        not store[str(i)].shape for i in range(count)
+    )
 
 
 def _overwrite_and_constrain(optimizer: keras.optimizers.Optimizer) -> None:
