@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfamp import keras_internals
+from tfamp.distribute.new_variables import made_outside_of_graphs
 from tfamp.distribute.strategy import Share, devices_of
 from tfamp.scaling.optimizer import LossScaleOptimizer
 
@@ -82,7 +83,8 @@ class KeptStep:
         for i, (device, values) in enumerate(zip(devices, local, strict=True)):
             tensors = _tensors(values)
             if len(self._slots) <= i:
-                self._slots.append(_empty_slots(tensors, device))
+                make = functools.partial(_empty_slots, tensors, device)
+                self._slots.append(made_outside_of_graphs(make))
             with tf.device(device):
                 for slot, tensor in zip(self._slots[i], tensors, strict=True):
                     slot.assign(tensor)
@@ -150,7 +152,7 @@ def _packed(structure: Any, tensors: list[tf.Tensor]) -> Any:
 
 
 def _empty_slots(tensors: list[tf.Tensor], device: str) -> list[tf.Variable]:
-    with tf.init_scope(), tf.device(device):
+    with tf.device(device):
         return [
             tf.Variable(
                 tf.zeros([], tensor.dtype),

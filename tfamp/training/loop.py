@@ -5,6 +5,7 @@ import contextlib
 import tensorflow as tf
 
 from tfamp.accumulation.trace import summing_in_float32
+from tfamp.distribute.new_variables import made_outside_of_graphs
 from tfamp.distribute.strategy import computes_on_gpus, devices_of
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.step.build import Logs, Step
@@ -126,8 +127,9 @@ class Loop:
     def _keep(self, strategy: tf.distribute.Strategy, logs: Logs) -> None:
         for name, value in logs.items():
             if name not in self._logs:
-                with tf.init_scope():
-                    self._logs[name] = tf.Variable(0.0, trainable=False)
+                self._logs[name] = made_outside_of_graphs(
+                    lambda: tf.Variable(0.0, trainable=False)
+                )
             # Collectives have no mean of booleans, nor one of 8 bits.
             number = strategy.run(tf.cast, args=(value, tf.float32))
             mean = strategy.reduce("MEAN", number, axis=None)

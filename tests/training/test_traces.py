@@ -1,0 +1,64 @@
+"""How often a step is traced, which is most of the wait before the first."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tfamp
+from tests.conftest import mostly_slow
+
+
+class Traced(layers.Layer):
+    """Counts how often Python runs its call in training."""
+
+    count = 0
+
+    def call(self, inputs, training=False):
+        Traced.count += bool(training)
+        return inputs
+
+
+def compiled_model(strategy, **wrapping):
+    with strategy.scope():
+        model = keras.Sequential(
+            [
+                keras.Input([4]),
+                layers.Dense(4, activation="relu"),
+                Traced(),
+                layers.Dropout(0.1),
+                layers.Dense(1),
+            ]
+        )
+        optimizer = tfamp.wrap_optimizer(keras.optimizers.Adam(), **wrapping)
+        model.compile(optimizer, "mse", metrics=["mae"])
+    return model
+
+
+CASES = [
+    ("float32", 1, {}),
+    ("mixed_float16", 1, {}),
+    ("float32", 2, {}),
+    ("mixed_bfloat16", 2, {"shard": True}),
+]
+
+
+@pytest.mark.parametrize(
+    ("precision", "replicas", "wrapping"),
+    mostly_slow(CASES, always=[CASES[0], CASES[3]]),
+)
+def test_a_step_is_traced_once_for_each_replica(
+    precision, replicas, wrapping, mirrored
+):
+    tfamp.set_precision(precision)
+    strategy = tf.distribute.get_strategy()
+    if replicas > 1:
+        strategy = mirrored(replicas)
+    model = compiled_model(strategy, **wrapping)
+    x = np.random.default_rng(0).random((24, 4), "float32")
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
+    Traced.count = 0
+    tfamp.fit(model, data, epochs=2, validation_data=data, verbose=0)
+    # Where the batch is split, the forward pass once more: to see its loss.
+    assert Traced.count == (1 if replicas == 1 else replicas + 1)
