@@ -59,6 +59,13 @@ def test_a_step_is_traced_once_for_each_replica(
     x = np.random.default_rng(0).random((24, 4), "float32")
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
     Traced.count = 0
-    tfamp.fit(model, data, epochs=2, validation_data=data, verbose=0)
+    tfamp.fit(
+        model,
+        data,
+        epochs=2,
+        validation_data=data,
+        keep_float32=False,
+        verbose=0,
+    )
     # Where the batch is split, the forward pass once more: to see its loss.
     assert Traced.count == (1 if replicas == 1 else replicas + 1)
