@@ -1,5 +1,6 @@
 """What is saved comes back whole, or is told to be something else."""
 
+import functools
 import os
 import pathlib
 import random
@@ -27,9 +28,28 @@ def files_of(directory, number):
     return sorted(pathlib.Path(directory).glob(f"ckpt-{number}.*"))
 
 
+def variables_of(model):
+    return [
+        *model.variables,
+        *model.optimizer.variables,
+        *model.metrics_variables,
+    ]
+
+
+@functools.cache
+def trained_values():
+    """Of all variables, after a few steps."""
+    model, _ = run(None, epochs=1, stop_after=2)
+    return [variable.numpy() for variable in variables_of(model)]
+
+
 def saved_run(directory, saves=2):
     """A model that trained a few steps, saved that often; its checkpoints."""
-    model, _ = run(None, epochs=1, stop_after=2)
+    model = build_model()
+    for variable, value in zip(
+        variables_of(model), trained_values(), strict=True
+    ):
+        variable.assign(value)
     checkpoints = Checkpoints(model, directory)
     for epoch in range(saves):
         model.optimizer.inner_optimizer.iterations.assign(100 + epoch)
