@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tests.conftest import mostly_long
+from tests.conftest import mostly_long, mostly_slow
 from tfamp.accumulation import kernels, rewrite
 from tfamp.accumulation.trace import summing_in_float32
 from tfamp.accumulation.trials import KERNELS
@@ -114,7 +114,7 @@ SUMS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", mostly_slow(DTYPES, always=["bfloat16"]))
 def test_every_sum_of_3072_equal_pieces_is_right(dtype):
     def all_sums(x):
         return {name: function(x) for name, function in SUMS.items()}

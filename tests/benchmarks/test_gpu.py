@@ -100,6 +100,7 @@ def test_a_rehearsal_runs_every_part(tmp_path):
     assert 0 <= found["parity"]["metric"] <= 1
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_is_one_line():
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--output_dir=never"],

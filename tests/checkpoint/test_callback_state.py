@@ -141,6 +141,7 @@ def test_callbacks_of_keras_end_as_in_a_run_never_stopped(
     assert_same_bits(*best)
 
 
+@pytest.mark.slow
 def test_a_backup_of_keras_beside_it_does_not_turn_the_run_back(
     tmp_path, save_at_each_step
 ):

@@ -110,6 +110,7 @@ def test_a_checkpoint_without_them_holds_all_else(tmp_path):
     assert [4, 8] in [shape for _, shape in tf.train.list_variables(prefix)]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_them_in_its_checkpoints(tmp_path):
     expected = state_of(train(build_model(), None, epochs=4))
     train(build_model(), tmp_path, epochs=2, checkpoint_frozen=False)

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import mostly_long, mostly_slow
+from tests.conftest import mostly_slow
 from tests.resumable_run import (
     BATCH,
     ROWS,
@@ -103,7 +103,13 @@ def never_stopped(tmp_path_factory):
     return job.result()
 
 
-@pytest.mark.parametrize("kills", mostly_long((4, 10), always=[4]))
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(10, marks=pytest.mark.long),
+    ],
+)
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     never_stopped, tmp_path, kills
 ):
@@ -324,6 +330,7 @@ class TestAtTheEnd:
         assert_same_bits(state_of(more), state_of(whole))
         assert last == {k: v[2:] for k, v in history.items()}
 
+    @pytest.mark.slow
     def test_a_finished_run_reads_no_data(self, tmp_path):
         reads = []
 
@@ -502,6 +509,7 @@ class TestBadDirectory:
         assert not steps.told
         assert contents(tmp_path) == {tmp_path / "thesis.txt": b"mine"}
 
+    @pytest.mark.slow
     def test_a_checkpoint_of_another_model_is_refused(self, tmp_path):
         run(tmp_path, stop_after=3)
         before = contents(tmp_path)

@@ -181,6 +181,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+@pytest.mark.slow
 def test_doctor_keeps_the_noise_of_tensorflow_off_stderr():
     done = subprocess.run(
         [sys.executable, "-c", "import tfamp.cli as c; c.main(['doctor'])"],

@@ -635,6 +635,7 @@ def test_server_on_loopback_answers_no_other_address(jobs):
             socket.create_connection((outside, port), 1)
 
 
+@pytest.mark.slow
 def test_late_and_slow_workers_are_waited_for_and_sums_are_right(jobs):
     job = jobs["well"]
     job.release()

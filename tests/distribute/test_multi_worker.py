@@ -43,14 +43,15 @@ OTHER_PIECES = {"rtol": 0, "atol": 2e-3}
 # Beyond the stated time, for the process to end on a busy machine.
 MARGIN_SECONDS = 10
 
-# Jobs, by how many workers they have and whether they are long.
+# Jobs, by how many workers they have and the mark of their tests.
 SCENARIOS = {
-    (2, False): (
-        *("small", "evaluation", "overflow", "blame", "stop", "files"),
+    (2, ""): (
+        *("small", "evaluation", "overflow"),
         *("reduction", "sharded", "prediction"),
     ),
-    (2, True): ("recipe", "low_rank", "matrix", "resumable"),
-    (3, True): ("small", "evaluation", "recipe"),
+    (2, "slow"): ("blame", "stop", "files"),
+    (2, "long"): ("recipe", "low_rank", "matrix", "resumable"),
+    (3, "long"): ("small", "evaluation", "recipe"),
 }
 
 
@@ -144,18 +145,18 @@ def job(tmp_path_factory):
     """The results of a scenario on so many workers, which start once."""
 
     @functools.cache
-    def start_all(workers, long):
+    def start_all(workers, mark):
         folder = tmp_path_factory.mktemp(f"workers-{workers}")
-        scenarios = SCENARIOS[workers, long]
+        scenarios = SCENARIOS[workers, mark]
         return folder, run_job(workers, folder, *scenarios)
 
     def start(workers, scenario):
-        (long,) = (
-            long
-            for (count, long), scenarios in SCENARIOS.items()
+        (mark,) = (
+            mark
+            for (count, mark), scenarios in SCENARIOS.items()
             if count == workers and scenario in scenarios
         )
-        return start_all(workers, long)
+        return start_all(workers, mark)
 
     def results(workers, scenario):
         folder, ended = start(workers, scenario)
@@ -297,6 +298,7 @@ def test_workers_train_beside_a_narrow_base(job, base_dtype):
     test_lora.check_training(results, base_dtype)
 
 
+@pytest.mark.slow
 def test_what_overflowed_first_is_named_with_its_worker(job):
     said = job(2, "blame")["said"]
 
@@ -312,6 +314,7 @@ def test_what_overflowed_first_is_named_with_its_worker(job):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("callback", "epochs", "steps"),
     [
@@ -328,6 +331,7 @@ def test_a_callback_on_one_worker_stops_all(job, callback, epochs, steps):
     assert results[f"{callback}_iterations"] == steps
 
 
+@pytest.mark.slow
 def test_the_chief_alone_writes_files_and_reports(job):
     job(2, "files")
 

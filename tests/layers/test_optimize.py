@@ -230,6 +230,7 @@ def test_weights_and_checkpoints_fit_the_model_as_it_was(tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_file_is_loaded_where_nothing_of_tfamp_is_imported(tmp_path):
     model = network()
     tfamp.optimize(model)

@@ -63,6 +63,7 @@ def test_every_end_of_every_slider_draws(monkeypatch, drawn):
         assert f"float16, loss scale 2^{exponent}" in shown
 
 
+@pytest.mark.slow
 def test_without_ipywidgets_some_places_are_drawn(monkeypatch, drawn, capsys):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
 

@@ -176,6 +176,7 @@ def test_what_overflowed_first_is_named_with_its_replica(planted, index):
     assert ("normal" in lines[index]) == (expected.at_fault == "scale")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("microbatches", "jit"),
     mostly_long([(2, False), (1, True)], always=[(2, False)]),
@@ -396,6 +397,7 @@ def train(make, strategy, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "replicas", "steps_per_loop", "microbatches"),
     mostly_long(

@@ -115,6 +115,7 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_counts_its_steps_on(mirrored, tmp_path):
     def run(*callbacks):
         tfamp.fit(

@@ -536,6 +536,7 @@ def test_nested_sequential_and_shared_layers_are_each_kept_once(
     np.testing.assert_array_equal(loaded(BATCH), model(BATCH))
 
 
+@pytest.mark.slow
 def test_calling_it_twice_changes_nothing(precision):
     model, *_ = matmul_dtypes.small_transformer()
     first = keep_float32(model)

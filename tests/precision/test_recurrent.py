@@ -123,6 +123,7 @@ def test_a_bfloat16_count_goes_on_beyond_256(name):
     np.testing.assert_allclose(tf.function(model)(ONES), [[ROUNDED]])
 
 
+@pytest.mark.slow
 def test_products_of_a_recurrent_layer_stay_in_16_bits_and_files_keep_all(
     tmp_path,
 ):

@@ -260,6 +260,7 @@ def test_a_bug_keeps_its_traceback_and_is_recorded(tiny):
     assert record["exit_reason"] == "RuntimeError: a bug"
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_exit_status_130_and_is_recorded(tiny):
     process = subprocess.Popen(
         [sys.executable, "-m", "tiny", "--output_dir=out", "--behave=wait"],

@@ -55,6 +55,7 @@ def test_compare_runs_a_step_of_its_rows(folder, capsys):
     assert report["operations"] > 2
 
 
+@pytest.mark.slow
 def test_probe_measures_it_and_leaves_a_report(folder, capsys):
     argv = ["probe", "model.keras", "--data=data.npz", "--batch_size=3"]
     argv += ["--steps=2", "--output_dir=out", "--json", "--tensorboard"]

@@ -12,7 +12,7 @@ from recipes import diffusion as recipe
 from recipes.data import pixels
 from recipes.frechet import known_distances
 from recipes.noise_schedule import add_noise, linear_loss, remove_noise
-from tests.conftest import FLOAT32_ROUNDING, mostly_long
+from tests.conftest import FLOAT32_ROUNDING, mostly_long, mostly_slow
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp import keras_internals
 from tfamp.precision.policy import PRECISIONS
@@ -214,6 +214,7 @@ def test_the_loss_of_the_best_linear_network_is_that_of_its_integral():
     assert linear_loss(images) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision", mostly_long(PRECISIONS, always=["mixed_bfloat16"])
 )
@@ -246,6 +247,7 @@ def test_times_are_embedded_in_float32_in_every_precision(config, precision):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision", mostly_long(PRECISIONS, always=["mixed_float16"])
 )
@@ -277,6 +279,7 @@ def test_averages_are_float32_and_keep_what_16_bits_would_lose(
     assert np.mean(bfloat16(old[moved]) == bfloat16(new[moved])) > 0.9
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_weights_and_averages_alone(
     config, batch, mirrored
 ):
@@ -452,14 +455,17 @@ def test_a_saved_denoiser_is_loaded_and_predicts_the_same(
     assert np.any(model(batch[0]) != 0)
 
 
+PUBLISHED = [
+    ("mnist", ["train", "test"], (28, 28, 1), 10),
+    ("cifar10", ["train", "test"], (32, 32, 3), 10),
+    # Cut and made smaller; without labels.
+    ("celeb_a", ["train", "validation", "test"], (64, 64, 3), 0),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "splits", "shape", "num_classes"),
-    [
-        ("mnist", ["train", "test"], (28, 28, 1), 10),
-        ("cifar10", ["train", "test"], (32, 32, 3), 10),
-        # Cut and made smaller; without labels.
-        ("celeb_a", ["train", "validation", "test"], (64, 64, 3), 0),
-    ],
+    mostly_slow(PUBLISHED, always=PUBLISHED[-1:]),
 )
 def test_published_images_are_read_with_their_classes_if_any(
     config, tmp_path, monkeypatch, name, splits, shape, num_classes

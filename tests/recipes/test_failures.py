@@ -81,6 +81,7 @@ def test_lint_sees_the_mistake_beforehand_and_passes_the_mended_model(
         assert not (healed and errors)
 
 
+@pytest.mark.slow
 def test_probe_names_the_attention_that_overflows(config):
     config = dataclasses.replace(config, failure="attention_overflow")
     subject = open_subject(failures, config)

@@ -202,6 +202,7 @@ def test_what_overflows_in_one_network_leaves_the_other_alone(
     assert_equal(state_of(model, other), state_of(reference, other))
 
 
+@pytest.mark.slow
 def test_an_overflow_on_one_replica_stops_the_discriminator_alone(
     config, batch, mirrored
 ):
@@ -304,6 +305,7 @@ def test_images_and_noise_follow_the_seed_and_change_by_epoch(config):
         assert not np.array_equal(first[0][part], others[0][part])
 
 
+@pytest.mark.slow
 def test_samples_are_made_by_averaged_weights(config, batch, monkeypatch):
     model = make(config, "float32", scale=1.0)
     sampled = []
@@ -335,6 +337,7 @@ def test_lint_finds_nothing(config):
     assert tfamp.lint(model, next(iter(train))) == []
 
 
+@pytest.mark.slow
 def test_a_saved_gan_is_loaded_and_trains_on(config, batch, tmp_path):
     model = make(config)
     model.train_step(batch)

@@ -50,6 +50,7 @@ def bytes_of(rows, length=16, seed=0):
     return generator.integers(1, 128, (rows, length), dtype=np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
     mostly_long(

@@ -113,6 +113,7 @@ def test_without_its_guard_the_loss_teaches_nothing_in_float16():
     assert np.isnan(loss) or (loss == 0 and not gradient.any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guarded", [True, False])
 def test_lint_misses_the_guard(config, guarded):
     tfamp.set_precision("mixed_float16")
@@ -123,6 +124,7 @@ def test_lint_misses_the_guard(config, guarded):
     assert bool(findings) is not guarded
 
 
+@pytest.mark.slow
 def test_an_evaluation_sees_the_same_scenes_with_every_seed(config):
     _, first = recipe.make_datasets(config)
     _, other = recipe.make_datasets(dataclasses.replace(config, seed=1))

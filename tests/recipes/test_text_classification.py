@@ -181,6 +181,7 @@ def test_a_run_shows_what_was_predicted_and_filled_in(finished_run):
         assert " ".join(texts[0].split()) in printed
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_and_its_subwords(finished_run, config):
     _, metrics, _, output = finished_run
     model = tfamp.load_model(output / "model.keras")
@@ -227,6 +228,7 @@ def padded(tokens, length, padding):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision", mostly_slow(PRECISIONS, always=["mixed_float16"])
 )

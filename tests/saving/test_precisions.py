@@ -30,6 +30,7 @@ def trained(precision):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "saved_in", mostly_slow(PRECISIONS, always=["mixed_bfloat16"])
 )

@@ -108,6 +108,7 @@ def test_training_goes_on_bit_for_bit(inner, save_and_load, tmp_path):
     assert_same_bits(state(train(loaded, 5, 8)), state(train(model, 5, 8)))
 
 
+@pytest.mark.slow
 def test_another_process_loads_it(tmp_path):
     model = train(build_model(), 0, 5)
     model.save(tmp_path / "model.keras")
@@ -134,6 +135,7 @@ print(type(model.optimizer).__module__, model.optimizer.rule)
         assert_same_bits(list(loaded.values()), state(model))
 
 
+@pytest.mark.slow
 def test_state_of_a_dynamic_run_trains_on_at_a_fixed_scale(tmp_path):
     model = train(build_model(), 0, 5)
     model.save_weights(tmp_path / "model.weights.h5")

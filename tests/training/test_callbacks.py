@@ -319,6 +319,7 @@ def test_a_log_of_another_kind_is_refused_and_left_as_it_is(tmp_path, text):
     assert path.read_text() == text
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_the_figures_of_its_finished_epochs(tmp_path):
     program = f"""
 import os, signal, keras

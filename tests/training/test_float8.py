@@ -51,6 +51,7 @@ def trained():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("replicas", "arguments"),
     mostly_long(

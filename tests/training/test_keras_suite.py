@@ -99,6 +99,7 @@ def files_that_fit():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (KERAS / "trainers" / "trainer_test.py").exists(),
     reason="this Keras comes without its tests",

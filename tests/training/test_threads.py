@@ -5,6 +5,7 @@ import types
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfamp
@@ -54,6 +55,7 @@ def functions():
     }
 
 
+@pytest.mark.slow
 def test_fits_in_threads_train_as_alone_and_leave_tensorflow_as_it_was():
     before = functions()
     tfamp.set_precision("mixed_bfloat16")

@@ -75,6 +75,7 @@ def test_dynamic_scaling_asked_for_in_float32_starts_high():
     assert optimizer.initial_scale == 2.0**16
 
 
+@pytest.mark.slow
 def test_the_forward_pass_stays_float32_and_a_run_goes_on(mirrored, tmp_path):
     def train(epochs, dtype):
         with mirrored(2).scope():

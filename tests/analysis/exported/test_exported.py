@@ -208,6 +208,7 @@ def test_bad_arguments_are_one_line(argument, said, recipe, tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hardly_anything_quantized_is_said(tmp_path):
     model = keras.Sequential(
         [

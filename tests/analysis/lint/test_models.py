@@ -54,6 +54,7 @@ def test_models_of_keras_applications_can_be_looked_at():
     assert lint(model) == []
 
 
+@pytest.mark.slow
 def test_keep_float32_leaves_a_transformer_clean():
     keras.config.set_dtype_policy("mixed_float16")
     model, loss, x, y = small_transformer()

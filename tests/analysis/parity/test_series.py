@@ -124,6 +124,7 @@ def test_tiny_gradients_without_loss_scaling_do_not_pass(without_evaluations):
     assert record["tests"][0]["mean_difference"] < -0.1
 
 
+@pytest.mark.slow
 def test_16_bit_master_weights_do_not_pass(without_evaluations):
     record = prove(
         "mixed_bfloat16",

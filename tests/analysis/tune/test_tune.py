@@ -252,6 +252,7 @@ class Subclassed(keras.Model):
         return {"loss": loss}
 
 
+@pytest.mark.slow
 def test_blocks_of_somebody_and_own_train_steps():
     def build():
         model = Subclassed()
@@ -274,6 +275,7 @@ def test_blocks_of_somebody_and_own_train_steps():
     assert model.block.inner.compute_dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_scores_on_two_replicas_are_those_on_one(mirrored, cancelled):
     _, _, _, report = cancelled
     model = compiled(lambda: sequence(Cancel(name="planted")), mirrored(2))
@@ -296,6 +298,7 @@ class Spread(layers.Layer):
         return x * ops.cast(self.factors, x.dtype)
 
 
+@pytest.mark.slow
 def test_a_product_that_8_bits_cannot_hold_is_put_back(tmp_path):
     def build():
         spread = layers.Dense(
