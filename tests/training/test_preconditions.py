@@ -70,3 +70,16 @@ def test_a_contradiction_is_one_line():
 def test_false_of_compile_contradicts_jit_on_a_gpu(on_a_gpu):
     with pytest.raises(tfamp.InputError, match="jit_compile=False"):
         resolve(True, compiled_model(False))
+
+
+@pytest.mark.parametrize("door", [tfamp.fit, tfamp.evaluate, tfamp.predict])
+def test_a_call_from_a_graph_is_one_line(door):
+    model = compiled_model()
+    data = tf.data.Dataset.from_tensors((tf.zeros([2, 2]), tf.zeros([2, 1])))
+
+    @tf.function(autograph=False)
+    def in_a_graph():
+        door(model, data)
+
+    with pytest.raises(tfamp.InputError, match=f"tfamp.{door.__name__} was"):
+        in_a_graph()

@@ -155,6 +155,7 @@ def fit(
         WorkerLostError: another worker stopped answering.
         Preempted: SIGTERM came, and the run is saved in `checkpoint_dir`.
     """
+    preconditions.check_runs_eagerly("tfamp.fit")
     preconditions.check_counts(
         {"epochs": epochs, "initial_epoch": initial_epoch}, least=0
     )
@@ -402,6 +403,7 @@ def evaluate(
         InputError: for a model or data that cannot be used.
         WorkerLostError: another worker stopped answering.
     """
+    preconditions.check_runs_eagerly("tfamp.evaluate")
     preconditions.check_compiled(model)
     preconditions.check_takes(model, x, y)
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})

@@ -30,6 +30,14 @@ def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
             )
 
 
+def check_runs_eagerly(name: str) -> None:
+    if not tf.executing_eagerly():
+        raise InputError(
+            f"{name} was called while a tf.function is traced; it makes the "
+            "graph of its steps itself, so call it from plain Python."
+        )
+
+
 def check_compiled(model: keras.Model) -> None:
     if not model.compiled:
         raise InputError(

@@ -50,6 +50,7 @@ def predict(
         InputError: for data that cannot be used.
         WorkerLostError: another worker stopped answering.
     """
+    preconditions.check_runs_eagerly("tfamp.predict")
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
