@@ -107,7 +107,6 @@ def ran(path: pathlib.Path) -> str:
     Of what comes on stderr only what tfamp logs is kept.
     """
     import nbclient
-    import traitlets.config
 
     notebook = nbformat.read(path, as_version=4)
     done = nbformat.read(path, as_version=4)
@@ -116,8 +115,6 @@ def ran(path: pathlib.Path) -> str:
         timeout=600,
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
-        # Sockets in files: nobody else can connect to them.
-        config=traitlets.config.Config({"KernelManager": {"transport": "ipc"}}),
     ).execute()
     for cell, made in zip(notebook.cells, done.cells, strict=True):
         if cell.cell_type == "code":
