@@ -262,6 +262,7 @@ def test_what_seeds_cannot_tell_yet_is_undecided_and_not_bad():
     assert part.verdict == "Undecided, for want of seeds: mixed_float16."
     (test,) = record["tests"]
     assert f"--seeds={test['seeds_needed']} goes on" in record["verdict"]
+    assert part.tables[1].rows[0][-1] == "undecided"
 
     part = parity_part.part(record_of(runs_of([0.9] * 3, [0.7, 0.71, 0.69])))
     assert (part.is_good, part.is_undecided) == (False, False)

@@ -168,6 +168,31 @@ def test_a_narrow_plot_has_one_picture_for_all_screens():
     assert [each["class"] for each in images] == ["picture"]
 
 
+@pytest.mark.parametrize("picture", ["svg", "narrow_svg"])
+def test_a_long_legend_stands_in_lines_on_a_phone(picture):
+    figure = plots.new_figure(plots.WIDE, 2.0)
+    axes = figure.subplots()
+    labels = ["a rather long label", "b rather long label"]
+    for label in labels:
+        axes.plot([-0.01, 0.01], [1, 2], label=label)
+    figure.legend(ncols=4, loc="outside upper left")
+    svg = getattr(plots.drawn(figure, "c", "a"), picture)
+    heights = [
+        re.search(rf'y="([\d.]+)"[^>]*>{label}<', svg)[1] for label in labels
+    ]
+    assert (heights[0] == heights[1]) == (picture == "svg")
+    # Longer than 0.01, the numbers at ticks ran into each other.
+    ticks = re.findall(r">\W?0\.\d+<", svg)
+    assert (len(ticks) <= 4) == (picture == "narrow_svg")
+
+
+def test_commands_in_sentences_look_as_they_are_typed():
+    part = Part("P", "Say `tfamp <b>`.", notes=["or `x` & y"])
+    page = html_page.render([("d", [part])])
+    assert "Say <code>tfamp &lt;b&gt;</code>." in page
+    assert "or <code>x</code> &amp; y" in page
+
+
 def test_the_numbers_of_a_plot_are_on_the_page_with_any_name(page):
     figures = Elements(page).all("figure")
     shown = [json.loads(each["data-values"]) for each in figures]

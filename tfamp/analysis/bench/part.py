@@ -1,5 +1,6 @@
 """A benchmark in a report: verdict, bars, tables, and what is to be doubted."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,11 +109,12 @@ def _ratio_plot(record) -> Plot:
         kinds["memory_growth"] = "memory that training adds"
     elif all(record["ratios"][name]["memory"] for name in names):
         kinds["memory"] = "peak memory"
-    figure = plots.new_figure(plots.WIDE, 1.2 + 0.9 * len(names))
+    figure = plots.new_figure(plots.WIDE, 1.5 + 0.9 * len(names))
     for position, (kind, label) in enumerate(kinds.items(), start=1):
         axes = figure.add_subplot(1, len(kinds), position)
         _bars(axes, [record["ratios"][name][kind] for name in names], names)
-        axes.set_xlabel(f"{label}, float32 = 1")
+        # In lines: two of them stand side by side on a phone.
+        axes.set_xlabel(textwrap.fill(f"{label}, float32 = 1", 16))
         if position > 1:
             axes.set_yticklabels([])
     values = "; ".join(
@@ -155,10 +157,11 @@ def _bars(axes, ratios: Sequence[Mapping[str, Any]], names) -> None:
         )
         axes.annotate(
             f"{middle:.2f}",
-            (0, row),
-            xytext=(4, 0),
+            # Above the bar, in which the lines and points are.
+            (0, row - 0.28),
+            xytext=(4, 1),
             textcoords="offset points",
-            verticalalignment="center",
+            verticalalignment="bottom",
         )
     axes.axvline(1, color=plots.COLORS[BASE], linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)))

@@ -34,6 +34,9 @@ WIDE = 7.0
 NARROW = 4.5
 # On a phone of 380 pixels, with letters of the size they have elsewhere.
 _PHONE = 3.4
+# Letters of which two columns of a legend, and many ticks, fit there.
+_PHONE_LABEL = 15
+_PHONE_TICK = 5
 
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#555555",
@@ -117,12 +120,35 @@ def drawn(
     narrow = ""
     width, height = figure.get_size_inches()
     if width > NARROW:
-        for legend in figure.legends:
-            legend.set_ncols(2)
+        _fit_phone(figure)
         figure.set_size_inches(_PHONE, height)
         narrow = to_svg(figure)
         shown["narrow_boxes"] = values.boxes(figure)
     return Plot(svg, caption, alternative, narrow, shown)
+
+
+def _fit_phone(figure: "Figure") -> None:
+    """Fewer columns of a legend, and fewer ticks, than a wide figure has."""
+    from matplotlib.ticker import MaxNLocator
+
+    # A legend does not rearrange itself.
+    for legend in tuple(figure.legends):
+        labels = [text.get_text() for text in legend.get_texts()]
+        legend.remove()
+        figure.legend(
+            legend.legend_handles,
+            labels,
+            frameon=False,
+            ncols=2 if max(map(len, labels)) <= _PHONE_LABEL else 1,
+            loc="outside upper left",
+        )
+    for axes in figure.axes:
+        locator = axes.xaxis.get_major_locator()
+        longest = max(
+            (len(t.get_text()) for t in axes.get_xticklabels()), default=0
+        )
+        if isinstance(locator, MaxNLocator) and longest > _PHONE_TICK:
+            locator.set_params(nbins=3)
 
 
 def to_svg(figure: "Figure") -> str:

@@ -51,7 +51,7 @@ def _test_table(record):
             number(test["standard_deviation"]),
             _interval(test["confidence_interval"]),
             number(test["p_value"], digits=2),
-            "yes" if test["equivalent"] else "no",
+            _decided(test),
         ]
         for test in record["tests"]
     ]
@@ -145,3 +145,9 @@ def _interval(interval):
         return _NONE
     low, high = interval
     return f"{number(low, sign='+')} to {number(high, sign='+')}"
+
+
+def _decided(test: Mapping[str, Any]) -> str:
+    if test.get("undecided"):
+        return "undecided"
+    return "yes" if test["equivalent"] else "no"
