@@ -178,6 +178,18 @@ def metrics_are_kerass(model: keras.Model) -> bool:
     )
 
 
+def count_in_metrics(
+    model: keras.Model, y: Any, outputs: Any, sample_weight: Any
+) -> None:
+    """Has the metrics of a compiled model count a batch.
+
+    `Model.compute_metrics` also computes their results, which no step reads:
+    those of confusion matrices have operations that GPUs lack.
+    """
+    if model._compile_metrics is not None:
+        model._compile_metrics.update_state(y, outputs, sample_weight)
+
+
 def averaging_optimizers(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[keras.optimizers.Optimizer]:
