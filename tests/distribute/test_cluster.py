@@ -699,7 +699,11 @@ def outside_address():
             "tf.constant(0.0) + 1; tf.config.list_logical_devices()",
             "TensorFlow has started already",
         ),
-        ("server = socket.create_server(('', port))", "is taken on this host"),
+        pytest.param(
+            "server = socket.create_server(('', port))",
+            "is taken on this host",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_strategy_that_cannot_start_is_one_line(setup, message):

@@ -40,7 +40,6 @@ CONSOLES = [
         WITH_CODE,
         always=[
             "docs/index.md",
-            "docs/tutorials/your_model.md",
             "docs/concepts/loss_scaling.md",
         ],
     ),

@@ -299,6 +299,7 @@ def test_products_are_in_16_bits_and_softmax_and_loss_in_float32(
     assert dtypes("softmax or loss") == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "qk_norm"),
     mostly_slow(

@@ -135,6 +135,7 @@ def test_a_probed_step_is_the_same_step_bit_for_bit(make):
     assert state(probed) == state(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [functional, sequential, own_step])
 def test_training_after_a_probe_is_as_without_it(make):
     keras.utils.set_random_seed(1)
