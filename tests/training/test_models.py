@@ -208,7 +208,16 @@ def train_as_keras(builder, **options):
     return model, history.history
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize(
+    "builder",
+    mostly_slow(
+        BUILDERS,
+        always=[
+            *(several_inputs_and_outputs, masked_sequences, weighted_samples),
+            *(additional_losses, overridden_loss_and_metrics),
+        ],
+    ),
+)
 def test_history_and_weights_are_those_of_keras(builder):
     reference, expected = train_as_keras(builder, epochs=2)
     keras.utils.set_random_seed(1)
