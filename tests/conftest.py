@@ -105,7 +105,10 @@ def fresh_global_state():
     forget_precision()
 
 
-@pytest.fixture(params=[1, 2, 4], ids=lambda n: f"{n}-replicas")
+@pytest.fixture(
+    params=[1, 2, pytest.param(4, marks=pytest.mark.slow)],
+    ids=lambda n: f"{n}-replicas",
+)
 def strategy(request, mirrored):
     """MirroredStrategy over 1, 2 and 4 logical CPU devices."""
     return mirrored(request.param)

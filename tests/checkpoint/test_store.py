@@ -58,6 +58,7 @@ def saved_run(directory, saves=2):
 
 
 class TestRestore:
+    @pytest.mark.slow
     def test_replicas_of_another_number_take_it_over(self, mirrored, tmp_path):
         """What they count is the same sum; averages are the replicas' mean."""
 

@@ -70,8 +70,8 @@ def product_dtypes(function, *args):
             (False, True),
         ),
         always=[
-            (matmul_dtypes.small_resnet, False),
-            (matmul_dtypes.small_transformer, True),
+            (matmul_dtypes.small_resnet, True),
+            (matmul_dtypes.small_transformer, False),
         ],
     ),
 )

@@ -345,6 +345,7 @@ def test_a_run_writes_its_logs_and_prints_what_stays_in_float32(
     assert (output / "metrics.jsonl").read_text().count("\n") == 1
 
 
+@pytest.mark.slow
 def test_make_datasets_and_build_model_fit_stock_keras(config, tiny_model):
     train, evaluation = recipe.make_datasets(config)
     model = recipe.build_model(config)
