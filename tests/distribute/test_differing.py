@@ -189,7 +189,11 @@ def test_a_survivor_ends_by_itself_and_names_the_lost_one(
     kind, status, tmp_path
 ):
     statuses, lines = ends(kind, tmp_path)
-    assert statuses == [75, status], lines
+    own, lost = statuses
+    assert lost == status
+    # While it joins, TensorFlow itself may not return.
+    held = [-signal.SIGKILL] if kind == "kill at the start" else []
+    assert own in [75, *held], lines
     ((line,), _) = lines
     if kind == "kill at the start":
         # TensorFlow does not always say whom it missed.
