@@ -44,6 +44,17 @@ def mostly_long(cases, *, always, mark=pytest.mark.long):
 mostly_slow = functools.partial(mostly_long, mark=pytest.mark.slow)
 
 
+def first_always(cases, number):
+    """Cases for `parametrize`: those after the first ones are marked `slow`."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if i < number else pytest.mark.slow,
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--long",

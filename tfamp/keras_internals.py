@@ -1092,14 +1092,22 @@ def data_adapter(
     shuffle: bool | str,
     class_weight: dict[int, float] | None,
 ) -> Any:
-    """What makes batches of all that `Model.fit` takes."""
-    return keras.src.trainers.data_adapters.get_data_adapter(
+    """What makes batches of all that `Model.fit` takes.
+
+    That `shuffle` says nothing of most kinds is no reason to warn: it is the
+    default.
+    """
+    adapters = keras.src.trainers.data_adapters
+    is_shuffled = adapters.array_data_adapter.can_convert_arrays(
+        (x, y, sample_weight)
+    ) or getattr(x, "num_batches", None)
+    return adapters.get_data_adapter(
         x,
         y,
         sample_weight,
         batch_size=batch_size,
         steps_per_epoch=steps,
-        shuffle=shuffle,
+        shuffle=shuffle if is_shuffled else False,
         class_weight=class_weight,
     )
 

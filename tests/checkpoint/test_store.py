@@ -102,6 +102,7 @@ class TestRestore:
             checkpoints.save(Position(0, 4))
             model = other
 
+    @pytest.mark.slow
     def test_random_numbers_of_the_process_go_on(self, tmp_path):
         def draw():
             return (
@@ -159,6 +160,7 @@ class TestRestore:
 
 
 class TestAnotherPrecision:
+    @pytest.mark.slow
     def test_keeps_all_but_the_scale(self, tmp_path):
         model, _ = run(None, stop_after=4)
         skipped = int(model.optimizer.skipped_steps.numpy())

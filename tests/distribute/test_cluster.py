@@ -627,6 +627,7 @@ def test_worker_that_leaves_by_an_error_ends_the_other(job_of):
     assert_lost(job, 0, 1, left)
 
 
+@pytest.mark.slow
 def test_server_on_loopback_answers_no_other_address(job_of):
     outside = outside_address()
     if outside is None or not sys.platform.startswith("linux"):

@@ -45,8 +45,10 @@ MARGIN_SECONDS = 10
 
 # Jobs, by how many workers they have and the mark of their tests.
 SCENARIOS = {
-    (2, ""): (*("small", "evaluation", "overflow", "reduction"),),
-    (2, "slow"): ("blame", "stop", "files", "sharded", "prediction"),
+    (2, ""): ("small", "evaluation", "overflow"),
+    (2, "slow"): (
+        *("blame", "stop", "files", "sharded", "prediction", "reduction"),
+    ),
     (2, "long"): ("recipe", "low_rank", "matrix", "resumable"),
     (3, "long"): ("small", "evaluation", "recipe"),
 }
@@ -277,6 +279,7 @@ def test_overflow_on_any_worker_skips_the_step_on_all(job):
         scale, steps = scale / 2, steps + 1
 
 
+@pytest.mark.slow
 def test_each_dtype_crosses_between_workers(job):
     """And a variable of any dtype begins as the chief's on all workers."""
     results = job(2, "reduction")

@@ -64,6 +64,7 @@ def test_consoles_show_what_the_commands_print(page, block, capsys):
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.slow
 def test_the_functions_of_the_walk_through_make_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["new", "my_model"]) == 0

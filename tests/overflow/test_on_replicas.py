@@ -166,6 +166,7 @@ def test_overflow_on_any_replica_skips_the_step_everywhere(
         assert (after[kernel][0] != before[kernel][0]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", mostly_long((1, 2, 4), always=[4]))
 def test_overflow_on_all_replicas_counts_once(mirrored, replicas):
     model = build(mirrored(replicas))

@@ -263,6 +263,7 @@ def test_the_penalty_of_a_linear_discriminator_is_that_of_its_weights(
     )
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one(config, batch, mirrored):
     states = []
     for replicas in (1, 2):
@@ -333,6 +334,7 @@ def test_samples_are_made_by_averaged_weights(config, batch, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_lint_finds_nothing(config):
     tfamp.set_precision("mixed_float16")
     train, _ = recipe.make_datasets(config)

@@ -92,6 +92,7 @@ def test_a_position_sees_no_later_one(config):
     assert np.all(np.any(before[:, 10:] != after[:, 10:], axis=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "tie_embeddings"),
     mostly_slow(

@@ -346,6 +346,7 @@ def test_lint_finds_nothing_in_float16(config):
     assert tfamp.lint(model, batch) == []
 
 
+@pytest.mark.slow
 def test_a_file_of_low_rank_weights_comes_back(config, tmp_path):
     model = with_updates(recipe.build_model(config))
     path = tmp_path / "low_rank.npz"

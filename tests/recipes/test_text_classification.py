@@ -273,6 +273,7 @@ CLASSIFIER = recipe.build_model, recipe.make_datasets
 MASKED_MODEL = recipe.build_masked_model, recipe.make_masked_datasets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "phase"),
     mostly_slow(

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
-from tests.conftest import mostly_slow
+from tests.conftest import first_always, mostly_slow
 from tfamp.step import build
 
 ROWS, BATCH = 22, 8
@@ -236,12 +236,15 @@ def test_history_and_weights_are_those_of_keras(builder):
 
 @pytest.mark.parametrize(
     "builder",
-    [
-        functional,
-        several_inputs_and_outputs,
-        weighted_samples,
-        ragged_inputs,
-    ],
+    first_always(
+        [
+            functional,
+            several_inputs_and_outputs,
+            weighted_samples,
+            ragged_inputs,
+        ],
+        2,
+    ),
 )
 def test_evaluation_is_that_of_keras_on_two_replicas_too(builder, mirrored):
     model, dataset = builder()
@@ -283,6 +286,7 @@ def test_evaluation_stops_after_so_many_batches():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision",
     mostly_slow(["mixed_float16", "mixed_bfloat16"], always=["mixed_float16"]),
@@ -295,6 +299,7 @@ def test_losses_of_16_bit_layers_are_added_in_float32(precision, mirrored):
     assert np.isfinite(history.history["val_loss"][0])
 
 
+@pytest.mark.slow
 def test_statistics_of_replicas_become_their_mean(mirrored):
     x, y = data(8)
     with mirrored(2).scope():
@@ -452,6 +457,7 @@ def test_two_optimizers_of_a_gan_overflow_apart(replicas, mirrored):
     assert "loss" not in history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", mostly_slow([1, 2], always=[1]))
 def test_models_run_eagerly_too(replicas, mirrored):
     histories = []

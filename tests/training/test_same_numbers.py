@@ -90,7 +90,7 @@ def assert_same(actual, expected):
             )
         ],
         # XLA compiles once per replica, which takes its time on a CPU.
-        always=[(1, 2, 1, True), (2, 2, 1, False)],
+        always=[(2, 2, 1, False)],
     ),
 )
 def test_weights_are_the_same_however_a_batch_is_split(
