@@ -50,7 +50,6 @@ CONSOLES = [
         WITH_CODE,
         always=[
             "docs/index.md",
-            "docs/tutorials/your_model.md",
             "docs/concepts/loss_scaling.md",
         ],
     ),
@@ -130,6 +129,7 @@ def test_what_is_for_tpus_runs_on_a_cpu():
     assert int(names["model"].optimizer.iterations) == 1
 
 
+@pytest.mark.slow
 def test_the_functions_of_the_walk_through_make_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["new", "my_model"]) == 0

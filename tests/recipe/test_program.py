@@ -178,6 +178,7 @@ def test_help_shows_the_docstring_and_each_flag_with_its_default(tiny):
     assert "--[no]shuffle:" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "line"),
     mostly_slow(

@@ -23,6 +23,7 @@ def steps_of(optimizer):
     return int(optimizer.iterations) + int(optimizer.skipped_steps)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.__version__.startswith(("3.10", "3.11", "3.12", "3.13", "3.14")),
     reason="Keras 3.15 wrote it, and earlier ones do not read all it writes",
