@@ -136,7 +136,7 @@ def _fit_phone(figure: "Figure") -> None:
         labels = [text.get_text() for text in legend.get_texts()]
         legend.remove()
         figure.legend(
-            legend.legend_handles,
+            [each for each in legend.legend_handles if each is not None],
             labels,
             frameon=False,
             ncols=2 if max(map(len, labels)) <= _PHONE_LABEL else 1,
