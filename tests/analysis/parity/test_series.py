@@ -356,10 +356,10 @@ def test_the_better_side_is_told_by_the_name(name, greater):
         (["--margin=0"], ["margin=0"]),
         (["--alpha=0.7"], ["alpha=0.7"]),
         (["--greater_is_better=maybe"], ["maybe"]),
-        (["--config.epoch=1"], ["--epoch.", "--epochs?"]),
+        (["--config.epoch=1"], ["--epoch.", "--epochs"]),
         (["--config.epochs=x"], ["--epochs=x"]),
-        (["--config.seed=1"], ["--seed=1", "use --seeds="]),
-        (["--config.checkpoint_dir=x"], ["checkpoint_dir itself"]),
+        (["--config.seed=1"], ["--seed=1", "--seeds"]),
+        (["--config.checkpoint_dir=x"], ["--checkpoint_dir=x"]),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(
