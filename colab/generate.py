@@ -31,7 +31,9 @@ FOLDER = pathlib.Path(__file__).parent
 FIRST_CELL = FOLDER / "first_cell.py"
 SETUP_NAME = "setup_runtime.py"
 # What the page of the repository shows as it ran; the others have no outputs.
-WITH_OUTPUTS: tuple[str, ...] = ()
+WITH_OUTPUTS: tuple[str, ...] = ("find_the_nan", "number_formats")
+# How a line of tfamp's begins.
+_LOG = "WARNING:absl:epoch "
 _NOT_NOTEBOOKS = ("first_cell", "generate", "setup_runtime")
 _EMPTY = 'SOURCE, TENSORFLOW, OTHERS = "", "", ""'
 
@@ -102,7 +104,7 @@ def stale_notebooks() -> dict[pathlib.Path, str]:
 def ran(path: pathlib.Path) -> str:
     """A notebook with the outputs of a run here, in its folder.
 
-    What libraries say on stderr is left out.
+    Of what comes on stderr only what tfamp logs is kept.
     """
     import nbclient
 
@@ -117,13 +119,30 @@ def ran(path: pathlib.Path) -> str:
     for cell, made in zip(notebook.cells, done.cells, strict=True):
         if cell.cell_type == "code":
             cell.execution_count = made.execution_count
-            cell.outputs = [
-                output
-                for output in made.outputs
-                if output.get("name") != "stderr"
-            ]
+            cell.outputs = _whole(made.outputs)
     nbformat.validate(notebook)
     return nbformat.writes(notebook, version=4) + "\n"
+
+
+def _whole(
+    outputs: Sequence[nbformat.NotebookNode],
+) -> list[nbformat.NotebookNode]:
+    """Outputs with what is printed in one piece, and only our log on stderr."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            lines = output.text.splitlines(keepends=True)
+            output.text = "".join(
+                line for line in lines if line.startswith(_LOG)
+            )
+            if not output.text:
+                continue
+        before = kept[-1] if kept else {}
+        if "name" in output and before.get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def notebook_text(source: pathlib.Path) -> str:

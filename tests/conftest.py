@@ -45,6 +45,17 @@ def mostly_long(cases, *, always, mark=pytest.mark.long):
 mostly_slow = functools.partial(mostly_long, mark=pytest.mark.slow)
 
 
+def first_always(cases, number):
+    """Cases for `parametrize`: those after the first ones are marked `slow`."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if i < number else pytest.mark.slow,
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--long",
@@ -109,7 +120,10 @@ def fresh_global_state():
     forget_precision()
 
 
-@pytest.fixture(params=[1, 2, 4], ids=lambda n: f"{n}-replicas")
+@pytest.fixture(
+    params=[1, 2, pytest.param(4, marks=pytest.mark.slow)],
+    ids=lambda n: f"{n}-replicas",
+)
 def strategy(request, mirrored):
     """MirroredStrategy over 1, 2 and 4 logical CPU devices."""
     return mirrored(request.param)

@@ -82,16 +82,16 @@ def recipe(strategy, microbatches=1):
 def overflow(strategy):
     """Gradients that are not finite on worker 0, on 1, on both."""
     model = overflows.build(strategy)
-    train = overflows.with_tfamp_fit(model)
     half = overflows.ROWS // 2
-    taken = {"clean": [], "poisoned": []}
-    train(overflows.batch())
+    datasets = [overflows.batch()]
     for rows in ([0], [half], [0, half]):
-        taken["clean"].append(_snapshot(model))
-        train(overflows.batch(poisoned_rows=rows))
-        taken["poisoned"].append(_snapshot(model))
-        train(overflows.batch())
-    taken["clean"].append(_snapshot(model))
+        datasets.append(overflows.batch(poisoned_rows=rows))
+        datasets.append(overflows.batch())
+    seen = []
+    overflows.with_tfamp_fit(
+        model, datasets, lambda: seen.append(_snapshot(model))
+    )
+    taken = {"clean": seen[::2], "poisoned": seen[1::2]}
     return {
         f"{kind}{i}_{name}": value
         for kind, snapshots in taken.items()

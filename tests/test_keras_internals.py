@@ -523,6 +523,25 @@ def test_metrics_of_others_are_told_from_keras_s_own():
         assert keras_internals.metrics_are_kerass(model) == expected
 
 
+def test_metrics_count_as_compute_metrics_has_them_count():
+    def compiled():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        model.compile(
+            loss="mse", metrics=["mae"], weighted_metrics=["cosine_similarity"]
+        )
+        return model
+
+    generator = np.random.default_rng(0)
+    y, outputs = generator.random((2, 6, 2), "float32")
+    weights = generator.random(6, "float32")
+    model, other = compiled(), compiled()
+    expected = model.compute_metrics(None, y, outputs, weights)
+    keras_internals.count_in_metrics(other, y, outputs, weights)
+    assert {"mae", "cosine_similarity"} < expected.keys()
+    for name, value in other.get_metrics_result().items():
+        assert float(value) == float(expected[name]), name
+
+
 def test_renormalizing_batch_norm_is_told_from_any_other():
     assert not keras_internals.renormalizes(layers.BatchNormalization())
     if hasattr(layers.BatchNormalization(), "renorm"):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from tfamp.commands import recipe_argument
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 from tfamp.files.standard_error import start_tensorflow_quietly
 from tfamp.recipe import report_exit
 from tfamp.recipe.flags import split_settings
@@ -54,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_tensorflow_quietly()
     try:
         settings, argv = split_settings(argv)
+        if not argv:
+            _parser().print_help()
+            return 0
+        _check_command(argv[0])
         args, others = _parser().parse_known_args(
             [_shield_negative(a) for a in argv]
         )
@@ -86,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add_to(commands)
     return parser
+
+
+def _check_command(name: str) -> None:
+    known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    if not name.startswith("-") and name not in known:
+        raise InputError(
+            f"Unknown command {name!r}; expected one of {', '.join(known)}."
+            f"{did_you_mean(name, known)}"
+        )
 
 
 def _shield_negative(argument: str) -> str:

@@ -3,6 +3,9 @@
 Everything else that escapes is a bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 # An assertion in a tf.data pipeline or a graph cannot raise InputError. One
 # whose message starts so becomes one.
 INPUT_ERROR_MARK = "tfamp input: "
@@ -66,3 +69,21 @@ class Preempted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+def did_you_mean(
+    given: str, known: Iterable[str], prefix: str = "", likeness: float = 0.6
+) -> str:
+    """The end of a message: the known name that is like the one that came.
+
+    Args:
+        given: what came.
+        known: what is allowed.
+        prefix: stands before the name, as it is typed.
+        likeness: from 0 to 1; below it nothing is suggested.
+
+    Returns:
+        A sentence with a blank before it; empty where no name is near.
+    """
+    close = difflib.get_close_matches(str(given), list(known), 1, likeness)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""

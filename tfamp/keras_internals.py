@@ -178,6 +178,18 @@ def metrics_are_kerass(model: keras.Model) -> bool:
     )
 
 
+def count_in_metrics(
+    model: keras.Model, y: Any, outputs: Any, sample_weight: Any
+) -> None:
+    """Has the metrics of a compiled model count a batch.
+
+    `Model.compute_metrics` also computes their results, which no step reads:
+    those of confusion matrices have operations that GPUs lack.
+    """
+    if model._compile_metrics is not None:
+        model._compile_metrics.update_state(y, outputs, sample_weight)
+
+
 def averaging_optimizers(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[keras.optimizers.Optimizer]:
@@ -1097,14 +1109,22 @@ def data_adapter(
     shuffle: bool | str,
     class_weight: dict[int, float] | None,
 ) -> Any:
-    """What makes batches of all that `Model.fit` takes."""
-    return keras.src.trainers.data_adapters.get_data_adapter(
+    """What makes batches of all that `Model.fit` takes.
+
+    That `shuffle` says nothing of most kinds is no reason to warn: it is the
+    default.
+    """
+    adapters = keras.src.trainers.data_adapters
+    is_shuffled = adapters.array_data_adapter.can_convert_arrays(
+        (x, y, sample_weight)
+    ) or getattr(x, "num_batches", None)
+    return adapters.get_data_adapter(
         x,
         y,
         sample_weight,
         batch_size=batch_size,
         steps_per_epoch=steps,
-        shuffle=shuffle,
+        shuffle=shuffle if is_shuffled else False,
         class_weight=class_weight,
     )
 

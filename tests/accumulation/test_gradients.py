@@ -96,6 +96,7 @@ BUILDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
     mostly_long(

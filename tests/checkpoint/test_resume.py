@@ -350,6 +350,7 @@ class TestAtTheEnd:
         run(tmp_path, epochs=2, make_data=from_python)
         assert not reads
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("best", "last"),
         mostly_slow(

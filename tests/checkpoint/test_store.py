@@ -58,6 +58,7 @@ def saved_run(directory, saves=2):
 
 
 class TestRestore:
+    @pytest.mark.slow
     def test_replicas_of_another_number_take_it_over(self, mirrored, tmp_path):
         """What they count is the same sum; averages are the replicas' mean."""
 
@@ -101,6 +102,7 @@ class TestRestore:
             checkpoints.save(Position(0, 4))
             model = other
 
+    @pytest.mark.slow
     def test_random_numbers_of_the_process_go_on(self, tmp_path):
         def draw():
             return (
@@ -158,6 +160,7 @@ class TestRestore:
 
 
 class TestAnotherPrecision:
+    @pytest.mark.slow
     def test_keeps_all_but_the_scale(self, tmp_path):
         model, _ = run(None, stop_after=4)
         skipped = int(model.optimizer.skipped_steps.numpy())

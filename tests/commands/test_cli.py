@@ -99,7 +99,6 @@ def test_the_tables_fit_a_terminal_of_80_columns(capsys):
     ("argv", "named"),
     [
         (["nonsense"], ["nonsense", "doctor", "formats"]),
-        ([], ["COMMAND"]),
         (["formats", "abc"], ["'abc'", "1e-8"]),
         (["formats", "1,5"], ["'1,5'"]),
         (["formats", "1e400"], ["'1e400'", "float64"]),
@@ -152,6 +151,13 @@ def test_help_exits_with_0(capsys, argv):
         cli.main(argv)
     assert exit_.value.code == 0
     assert "formats" in capsys.readouterr().out
+
+
+def test_the_bare_program_shows_its_commands(capsys):
+    status, out, err = run(capsys)
+    assert (status, err) == (0, "")
+    assert "usage: tfamp" in out
+    assert "parity" in out
 
 
 def test_formats_imports_neither_tensorflow_nor_keras():

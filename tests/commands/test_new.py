@@ -1,9 +1,13 @@
 """`tfamp new` writes a recipe that runs, and never over another file."""
 
+import os
 import runpy
+import subprocess
+import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from tfamp import cli
 from tfamp.recipe import configure, load_recipe
 
@@ -24,6 +28,17 @@ def test_the_new_recipe_learns_at_once(folder, capsys):
     metrics = recipe.train(configure(recipe.Config, settings))
     assert metrics["accuracy"] > 0.7
     assert metrics["skipped_steps"] == 0
+
+
+def test_it_starts_without_a_word_of_tensorflow(folder):
+    cli.main(["new", "my_model"])
+    done = subprocess.run(
+        [sys.executable, "my_model.py", "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_its_flags_are_those_of_every_recipe(folder, capsys, monkeypatch):

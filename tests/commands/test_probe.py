@@ -33,7 +33,7 @@ def test_the_command_writes_json_and_a_report(tmp_path, capsys, fits_schema):
     ("arguments", "message"),
     [
         (["--steps=0"], "--steps=0 must be at least 1"),
-        (["--config.precision=float32"], "is set by the command itself"),
+        (["--config.precision=float32"], "sets the recipe's precision"),
         (["--config.nothing=1"], "nothing"),
     ],
 )

@@ -37,11 +37,23 @@ def test_flags_are_written_as_when_the_recipe_is_run():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["lint", RECIPE, "--batchsize=32"], "Did you mean batch_size?"),
-        (["lint", RECIPE, "--srif=x"], "Did you mean sarif?"),
-        (["lint", RECIPE, "--epochs=three"], "epochs=three: expected an int"),
+        (["lint", RECIPE, "--batchsize=32"], "Did you mean --batch_size?"),
+        (["lint", RECIPE, "--srif=x"], "Did you mean --sarif?"),
+        (["lint", RECIPE, "--epochs=three"], "--epochs=three: expected an int"),
         (["lint", RECIPE, "epochs=3"], "flags are written --FLAG=VALUE"),
-        (["formats", "--scal=2"], "unrecognized arguments: --scal=2"),
+        (
+            ["formats", "--scal=2"],
+            "--scal=2; see `tfamp --help`. Did you mean ",
+        ),
+        (["benhc", RECIPE], "Did you mean bench?"),
+        (["lint", RECIPE, "--precision=float16"], "mean mixed_float16?"),
+        (["lint", RECIPE, "--precision=BF16"], "mean mixed_bfloat16?"),
+        (["lint", RECIPE, "--strategy=miror"], "mean mirrored?"),
+        (
+            ["probe", RECIPE, "--precision=fp16", "--output_dir=x"],
+            "--precision=fp16: this command sets the recipe's precision",
+        ),
+        (["doctor", "--assume=H10"], "mean H100?"),
         (["lint", "recipes.image_clasification"], "recipes.image_classificati"),
         (["lint", "language_model"], "Did you mean recipes.language_model?"),
         (["bench", RECIPE, "--output_dir=x", "--precisions=fp17"], "fp17"),
@@ -69,7 +81,7 @@ def test_a_setting_without_a_field_or_value_is_refused(argument):
 
 def test_a_field_that_the_command_sets_itself_is_refused():
     args = parse(RECIPE, "--config.precision=float32")
-    with pytest.raises(tfamp.InputError, match="set by the command itself"):
+    with pytest.raises(tfamp.InputError, match="sets the recipe's precision"):
         recipe_argument.load(args, "seed", "precision")
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import json
 import os
 import re
@@ -578,14 +579,17 @@ class ClusterJob:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    """Jobs that end in different ways, at the same time: each takes long."""
-    started = {
-        how: ClusterJob(tmp_path_factory.mktemp(how), how)
-        for how in ("well", "kill", "raise")
-    }
-    yield started
-    for job in started.values():
+def job_of(tmp_path_factory):
+    """The job that ends that way, which starts once."""
+
+    @functools.cache
+    def start(how):
+        started.append(ClusterJob(tmp_path_factory.mktemp(how), how))
+        return started[-1]
+
+    started = []
+    yield start
+    for job in started:
         job.close()
 
 
@@ -602,9 +606,9 @@ def assert_lost(job, index, other, since):
 
 @pytest.mark.parametrize("victim", mostly_slow([0, 1], always=[0]))
 def test_killed_worker_ends_the_other_within_the_stated_time(
-    tmp_path, jobs, victim
+    tmp_path, job_of, victim
 ):
-    job = jobs["kill"] if victim else ClusterJob(tmp_path, "kill")
+    job = job_of("kill") if victim else ClusterJob(tmp_path, "kill")
     try:
         job.wait_ready()
         killed = time.time()
@@ -615,19 +619,20 @@ def test_killed_worker_ends_the_other_within_the_stated_time(
 
 
 @pytest.mark.slow
-def test_worker_that_leaves_by_an_error_ends_the_other(jobs):
-    job = jobs["raise"]
+def test_worker_that_leaves_by_an_error_ends_the_other(job_of):
+    job = job_of("raise")
     assert job.workers[1].wait(timeout=LIMIT_SECONDS) == 1
     left = time.time()
     assert "KeyError: 'a bug'" in job.text(1)
     assert_lost(job, 0, 1, left)
 
 
-def test_server_on_loopback_answers_no_other_address(jobs):
+@pytest.mark.slow
+def test_server_on_loopback_answers_no_other_address(job_of):
     outside = outside_address()
     if outside is None or not sys.platform.startswith("linux"):
         pytest.skip("this machine has no address but loopback")
-    job = jobs["well"]
+    job = job_of("well")
     job.wait_ready()
     for port in job.ports:
         socket.create_connection(("127.0.0.1", port), 2).close()
@@ -636,8 +641,8 @@ def test_server_on_loopback_answers_no_other_address(jobs):
 
 
 @pytest.mark.slow
-def test_late_and_slow_workers_are_waited_for_and_sums_are_right(jobs):
-    job = jobs["well"]
+def test_late_and_slow_workers_are_waited_for_and_sums_are_right(job_of):
+    job = job_of("well")
     job.release()
     for index in range(2):
         status = job.workers[index].wait(timeout=LIMIT_SECONDS)
@@ -646,8 +651,9 @@ def test_late_and_slow_workers_are_waited_for_and_sums_are_right(jobs):
         assert job.lines(index, "total") == ["total 60.0"] * 2
 
 
-def test_sigterm_still_reaches_the_handler_of_the_program(jobs):
-    job = jobs["well"]
+@pytest.mark.slow
+def test_sigterm_still_reaches_the_handler_of_the_program(job_of):
+    job = job_of("well")
     job.release()
     for index in range(2):
         assert job.workers[index].wait(timeout=LIMIT_SECONDS) == 0
@@ -699,7 +705,11 @@ def outside_address():
             "tf.constant(0.0) + 1; tf.config.list_logical_devices()",
             "TensorFlow has started already",
         ),
-        ("server = socket.create_server(('', port))", "is taken on this host"),
+        pytest.param(
+            "server = socket.create_server(('', port))",
+            "is taken on this host",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_strategy_that_cannot_start_is_one_line(setup, message):

@@ -45,11 +45,10 @@ MARGIN_SECONDS = 10
 
 # Jobs, by how many workers they have and the mark of their tests.
 SCENARIOS = {
-    (2, ""): (
-        *("small", "evaluation", "overflow"),
-        *("reduction", "sharded", "prediction"),
+    (2, ""): ("small", "evaluation", "overflow"),
+    (2, "slow"): (
+        *("blame", "stop", "files", "sharded", "prediction", "reduction"),
     ),
-    (2, "slow"): ("blame", "stop", "files"),
     (2, "long"): ("recipe", "low_rank", "matrix", "resumable"),
     (3, "long"): ("small", "evaluation", "recipe"),
 }
@@ -226,6 +225,7 @@ def test_each_example_counts_once_in_uneven_last_batches(job, workers):
         )
 
 
+@pytest.mark.slow
 def test_each_worker_gets_the_outputs_of_all_rows_in_order(job):
     outputs = job(2, "prediction")
     rows = np.arange(13, dtype="float32")[:, None]
@@ -240,6 +240,7 @@ def test_each_worker_gets_the_outputs_of_all_rows_in_order(job):
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_workers_decode_their_rows_and_have_the_numbers_of_one_process(job):
     results = job(2, "sharded")
 
@@ -278,6 +279,7 @@ def test_overflow_on_any_worker_skips_the_step_on_all(job):
         scale, steps = scale / 2, steps + 1
 
 
+@pytest.mark.slow
 def test_each_dtype_crosses_between_workers(job):
     """And a variable of any dtype begins as the chief's on all workers."""
     results = job(2, "reduction")

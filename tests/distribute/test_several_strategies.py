@@ -30,6 +30,7 @@ def trained(num_devices, width, fit):
     return model.get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fit",
     [tfamp.fit, pytest.param(keras.Model.fit, marks=pytest.mark.slow)],

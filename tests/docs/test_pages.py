@@ -4,14 +4,24 @@ import importlib
 import re
 import shlex
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn import datasets
 
 import tfamp
 from tests.conftest import ROOT, mostly_long
 from tfamp import cli
-from tfamp.recipe import configure, load_recipe
+from tfamp.commands import recipe_argument
+from tfamp.distribute import launch
+from tfamp.recipe import (
+    RunConfig,
+    configure,
+    flags,
+    load_recipe,
+    saved_model,
+)
 
 PAGES = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")
@@ -40,7 +50,6 @@ CONSOLES = [
         WITH_CODE,
         always=[
             "docs/index.md",
-            "docs/tutorials/your_model.md",
             "docs/concepts/loss_scaling.md",
         ],
     ),
@@ -65,6 +74,62 @@ def test_consoles_show_what_the_commands_print(page, block, capsys):
     assert capsys.readouterr().out == expected
 
 
+def commands(text):
+    """The words of each command of a block for shells."""
+    for line in text.replace("\\\n", " ").splitlines():
+        yield shlex.split(line, comments=True)
+
+
+COMMANDS = [
+    words
+    for page in PAGES
+    for block in blocks(page, "sh")
+    for words in commands(block)
+    if words and words[0] in ("tfamp", "python")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_flags_of_commands_are_those_that_there_are(words):
+    program, *rest = words
+    if program == "tfamp":
+        settings, rest = flags.split_settings(rest)
+        args, others = cli._parser().parse_known_args(rest)
+        recipe_argument.attach_settings(args, settings, others)
+        name, settings = getattr(args, "recipe", ""), args.settings
+        if name.startswith("recipes."):
+            configure(load_recipe(name).Config, settings)
+        elif name.endswith(".keras"):
+            assert args.takes_model
+            configure(saved_model.Config, settings)
+        else:
+            assert settings == {}
+    elif rest[:2] == ["-m", "tfamp.launch"]:
+        assert launch._parse(rest[2:])
+    elif rest[0].endswith(".py"):
+        flags.parse_flags(RunConfig, rest[1:])
+    elif "recipes" in rest[1]:
+        flags.parse_flags(load_recipe(rest[1]).Config, rest[2:])
+    else:
+        assert rest[1] in ("colab.generate", "benchmarks.audits", "venv"), rest
+
+
+def test_what_is_for_tpus_runs_on_a_cpu():
+    (source,) = blocks("docs/tutorials/tpu.md", "py")
+    assert source.count('"tpu"') == 1
+
+    def build():
+        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    batches = tf.data.Dataset.from_tensors((np.ones((4, 2)), np.ones((4, 1))))
+    names = {"tfamp": tfamp, "build": build, "batches": batches}
+    exec(source.replace('"tpu"', '"one_device"'), names)
+    assert int(names["model"].optimizer.iterations) == 1
+
+
+@pytest.mark.slow
 def test_the_functions_of_the_walk_through_make_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["new", "my_model"]) == 0

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
+from tests.conftest import first_always
 from tfamp.layers import batch_norm, norms, pointwise_convolution
 
 # Keras 3.15 copies its variables with np.array, of which NumPy 2 warns.
@@ -153,7 +154,7 @@ def test_what_is_no_built_model_is_refused(value, message):
         tfamp.optimize(value)
 
 
-@pytest.mark.parametrize("compiled_before", [True, False])
+@pytest.mark.parametrize("compiled_before", first_always([True, False], 1))
 def test_a_compiled_model_trains_with_the_faster_layers(
     compiled_before, monkeypatch
 ):
@@ -181,7 +182,8 @@ def test_a_compiled_model_trains_with_the_faster_layers(
     assert traced
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", first_always(["before", "after"], 1))
 def test_it_works_with_keep_float32_in_either_order(order, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     stock, model = network(), network()

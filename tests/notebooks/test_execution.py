@@ -11,7 +11,6 @@ import pytest
 import traitlets.config
 
 from colab import generate
-from tests.conftest import mostly_long
 
 # Of a processor: what else the machine does meanwhile does not count.
 SECONDS = 180
@@ -107,13 +106,18 @@ def problems(path, kernel_environment):
     ]
 
 
-# Two that start no process of their own.
-QUICK = [path for path in generate.sources() if path.stem == "quickstart_gpu"]
-
-
 @pytest.mark.parametrize(
     "path",
-    mostly_long(generate.sources(), always=QUICK),
+    [
+        # It starts no process of its own.
+        pytest.param(
+            path,
+            marks=pytest.mark.slow
+            if path.stem == "quickstart_gpu"
+            else pytest.mark.long,
+        )
+        for path in generate.sources()
+    ],
     ids=lambda path: path.stem,
 )
 def test_runs_without_error_or_warning_and_leaves_no_process(

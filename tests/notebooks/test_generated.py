@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from colab import generate
+from tests.conftest import ROOT
 
 TITLE = """\
 # %% [markdown]
@@ -58,6 +59,46 @@ def test_some_notebooks_show_their_outputs_and_the_others_have_none():
         outputs = [each for cell in cells for each in cell.get("outputs", [])]
         assert bool(outputs) == (path.stem in generate.WITH_OUTPUTS), path
         assert not [o for o in outputs if o.output_type == "error"]
+
+
+@pytest.mark.parametrize("name", generate.WITH_OUTPUTS)
+def test_what_a_notebook_shows_is_whole_and_of_no_machine(name):
+    path = generate.FOLDER / f"{name}.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    # Run once from top to bottom.
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert kinds & {"image/png", "image/svg+xml"}
+    assert "stream" in {output.output_type for output in outputs}
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert str(ROOT) not in path.read_text()
+    assert "Traceback" not in printed
+
+
+def test_prints_are_joined_and_of_stderr_only_our_log_is_kept():
+    def printed(name, text):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    ours = "WARNING:absl:epoch 1, step 2: skipped\n"
+    picture = nbformat.v4.new_output("display_data", {"image/png": "iVBORw"})
+    kept = generate._whole(
+        [
+            printed("stdout", "a\n"),
+            printed("stderr", "I0000 chatter\n"),
+            printed("stdout", "b\n"),
+            picture,
+            picture,
+            printed("stderr", f"E0000 chatter\n{ours}"),
+        ]
+    )
+    assert [output.get("text") for output in kept] == [
+        "a\nb\n",
+        None,
+        None,
+        ours,
+    ]
 
 
 def test_outputs_make_no_notebook_stale(tmp_path, monkeypatch):

@@ -157,6 +157,7 @@ def planted(mirrored, tmp_path_factory):
     return events.overflows, lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "index", range(len(PLANTS)), ids=lambda i: f"{PLANTS[i].at_fault}-{i}"
 )
@@ -231,6 +232,7 @@ def test_a_replay_sums_in_float32_as_the_step_does(events):
     assert event.blame.layer == "planted_1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_replay_draws_the_numbers_of_the_step(events, microbatches):
     with tfamp.precision_scope("mixed_float16"):

@@ -1,5 +1,6 @@
 """Overflow on one replica: every replica skips, whichever loop trains."""
 
+import functools
 import itertools
 
 import keras
@@ -40,21 +41,28 @@ def batch(poisoned_rows=()):
     return tf.data.Dataset.from_tensors((x, y))
 
 
-def with_stock_fit(model):
-    def train(dataset):
+def with_stock_fit(model, datasets, look):
+    for dataset in datasets:
         model.fit(dataset, verbose=0, shuffle=False)
-
-    return train
-
-
-def with_tfamp_fit(model):
-    def train(dataset):
-        tfamp.fit(model, dataset, verbose=0, on_overflow="ignore")
-
-    return train
+        look()
 
 
-def with_hand_written_loop(model):
+def with_tfamp_fit(model, datasets, look):
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            look()
+
+    tfamp.fit(
+        model,
+        functools.reduce(tf.data.Dataset.concatenate, datasets),
+        steps_per_loop=1,
+        callbacks=[Look()],
+        verbose=0,
+        on_overflow="ignore",
+    )
+
+
+def with_hand_written_loop(model, datasets, look):
     strategy = model.distribute_strategy
 
     @tf.function
@@ -69,11 +77,10 @@ def with_hand_written_loop(model):
 
         strategy.run(step, args=(x, y))
 
-    def train(dataset):
+    for dataset in datasets:
         for x, y in strategy.experimental_distribute_dataset(dataset):
             train_step(x, y)
-
-    return train
+        look()
 
 
 def replicas_of(strategy, variable):
@@ -132,35 +139,44 @@ def test_overflow_on_any_replica_skips_the_step_everywhere(
     mirrored, replicas, loop
 ):
     model = build(mirrored(replicas))
-    optimizer = model.optimizer
-    train = loop(model)
-    train(batch())
-    assert counters(optimizer) == (SCALE, 0, 0, 1)
-
+    seen = []
+    datasets = [batch()]
     for replica in range(replicas):
-        before = snapshot(model)
-        scale, skipped, _, steps = counters(optimizer)
+        datasets.append(batch(poisoned_rows=[replica * ROWS // replicas]))
+        datasets.append(batch())
 
-        train(batch(poisoned_rows=[replica * ROWS // replicas]))
+    loop(
+        model,
+        datasets,
+        lambda: seen.append((snapshot(model), *counters(model.optimizer))),
+    )
 
-        assert_equal_bit_for_bit(before, snapshot(model))
-        assert counters(optimizer) == (scale / 2, skipped + 1, 1, steps)
-
-        train(batch())
-
-        after = snapshot(model)
+    assert len(seen) == len(datasets)
+    assert seen[0][1:] == (SCALE, 0, 0, 1)
+    kernel = model.trainable_variables[0].path
+    for clean, poisoned, next_clean in zip(
+        seen[:-1:2], seen[1::2], seen[2::2], strict=True
+    ):
+        before, scale, skipped, _, steps = clean
+        assert_equal_bit_for_bit(before, poisoned[0])
+        assert poisoned[1:] == (scale / 2, skipped + 1, 1, steps)
+        after = next_clean[0]
         assert finite_and_alike(after)
-        assert counters(optimizer) == (scale / 2, skipped + 1, 0, steps + 1)
-        kernel = model.trainable_variables[0].path
+        assert next_clean[1:] == (scale / 2, skipped + 1, 0, steps + 1)
         assert (after[kernel][0] != before[kernel][0]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", mostly_long((1, 2, 4), always=[4]))
 def test_overflow_on_all_replicas_counts_once(mirrored, replicas):
     model = build(mirrored(replicas))
-    train = with_tfamp_fit(model)
 
-    train(batch(poisoned_rows=range(ROWS)))
+    tfamp.fit(
+        model,
+        batch(poisoned_rows=range(ROWS)),
+        verbose=0,
+        on_overflow="ignore",
+    )
 
     assert counters(model.optimizer) == (SCALE / 2, 1, 1, 0)
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
+from tests.conftest import first_always
 from tfamp.overflow import watch as overflow
 from tfamp.overflow.blame import Blame
 
@@ -89,40 +90,49 @@ def said_of(model, dataset, **options):
 
 @pytest.mark.parametrize(
     ("make", "data", "message"),
-    [
-        (
-            build_model,
-            {"x": with_one(np.nan, (4, 4))},
-            "the inputs hold inf or NaN in row 3 of the batch",
-        ),
-        (
-            build_model,
-            {"y": with_one(np.inf, (4, 2))},
-            "the targets hold inf or NaN in row 3",
-        ),
-        (
-            build_model,
-            {"weight": with_one(np.nan, (4,))},
-            "the sample weights hold inf or NaN in row 3",
-        ),
-        (spoiled_weights, {}, "weights are at fault: model/last/kernel holds"),
-        (
-            negative_before_the_norm,
-            {},
-            "forward pass is at fault: .* is the output of layer log",
-        ),
-        (
-            lambda: build_model(loss=root_of_a_negative_number),
-            {},
-            "loss is at fault: what the layers give is finite, the loss is not",
-        ),
-        (
-            lambda: build_model(SquareRoot(name="root")),
-            # What the norm gives is 0, as all rows are alike.
-            {},
-            "backward pass is at fault: .* layer root passes on to its input",
-        ),
-    ],
+    first_always(
+        [
+            (
+                build_model,
+                {"x": with_one(np.nan, (4, 4))},
+                "the inputs hold inf or NaN in row 3 of the batch",
+            ),
+            (
+                build_model,
+                {"y": with_one(np.inf, (4, 2))},
+                "the targets hold inf or NaN in row 3",
+            ),
+            (
+                build_model,
+                {"weight": with_one(np.nan, (4,))},
+                "the sample weights hold inf or NaN in row 3",
+            ),
+            (
+                spoiled_weights,
+                {},
+                "weights are at fault: model/last/kernel holds",
+            ),
+            (
+                negative_before_the_norm,
+                {},
+                "forward pass is at fault: .* is the output of layer log",
+            ),
+            (
+                lambda: build_model(loss=root_of_a_negative_number),
+                {},
+                "loss is at fault: what the layers give is finite, the loss is "
+                "not",
+            ),
+            (
+                lambda: build_model(SquareRoot(name="root")),
+                # What the norm gives is 0, as all rows are alike.
+                {},
+                "backward pass is at fault: .* layer root passes on to its "
+                "input",
+            ),
+        ],
+        4,
+    ),
 )
 def test_the_first_thing_that_is_not_finite_is_named(make, data, message):
     said = said_of(make(), batches(**data))
@@ -137,22 +147,28 @@ def in_float16(**compile_options):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [
-        (
-            {"y": np.full((4, 2), 1e3, "float32")},
-            "Only the scale is at fault: times 65536, .* at the output of "
-            "layer last; at scale 1 all are finite, and in float32 this one",
-        ),
-        (
-            {"x": np.full((4, 4), 1e5, "float32")},
-            "data are at fault: the inputs reach 1e.05, beyond float16's 65504",
-        ),
-        (
-            {"y": np.full((4, 2), 3e6, "float32")},
-            "backward pass is at fault: .* arrives at the output of layer last"
-            r"\. That is float16's range: in float32 it reaches 7\.5e.05",
-        ),
-    ],
+    first_always(
+        [
+            (
+                {"y": np.full((4, 2), 1e3, "float32")},
+                "Only the scale is at fault: times 65536, .* at the output of "
+                "layer last; at scale 1 all are finite, and in float32 this "
+                "one",
+            ),
+            (
+                {"x": np.full((4, 4), 1e5, "float32")},
+                "data are at fault: the inputs reach 1e.05, beyond float16's "
+                "65504",
+            ),
+            (
+                {"y": np.full((4, 2), 3e6, "float32")},
+                "backward pass is at fault: .* arrives at the output of layer "
+                r"last\. That is float16's range: in float32 it reaches "
+                r"7\.5e.05",
+            ),
+        ],
+        1,
+    ),
 )
 def test_what_float32_would_bear_is_told_from_what_it_would_not(data, message):
     said = said_of(in_float16(), batches(**data))

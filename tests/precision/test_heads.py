@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from tests import matmul_dtypes
+from tests.conftest import first_always
 from tfamp.precision import heads
 from tfamp.precision.keep_float32 import keep_float32
 from tfamp.precision.policy import precision_of
@@ -53,7 +54,7 @@ def products(model):
     }
 
 
-@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("is_large", first_always([False, True], 8))
 @pytest.mark.parametrize("name", HEADS)
 def test_prices_are_told_apart(name, is_large, dtype, tmp_path, monkeypatch):
     if is_large:

@@ -55,6 +55,19 @@ def test_compare_runs_a_step_of_its_rows(folder, capsys):
     assert report["operations"] > 2
 
 
+def test_export_runs_its_files_on_the_rows(folder, capsys):
+    argv = ["export", "model.keras", "--data=data.npz", "--formats=keras"]
+    argv += ["--output_dir=out"]
+    status, out, err = run(capsys, *argv, "--json")
+    report = json.loads(out)
+    assert (status, report["recipe"]) == (0, "model.keras")
+    (row,) = report["files"]
+    assert (row["rows"], row["problem"], row["verdict"]) == (6, None, "inside")
+    assert (report["metric"], report["examples"]) == ("loss", 6)
+    assert "not trained" not in err
+    assert (folder / "out" / "keras-none.keras").exists()
+
+
 @pytest.mark.slow
 def test_probe_measures_it_and_leaves_a_report(folder, capsys):
     argv = ["probe", "model.keras", "--data=data.npz", "--batch_size=3"]
@@ -106,13 +119,14 @@ def test_several_inputs_are_found_by_their_names(folder, capsys):
         (["compare", "model.keras"], "--data=FILE.npz"),
         (["probe", "model.keras", "--output_dir=o"], "--data=FILE.npz"),
         (["lint", "model.keras", "--run"], "--data=FILE.npz"),
-        (["lint", "none.keras"], "is not there"),
+        (["export", "model.keras", "--output_dir=o"], "--data=FILE.npz"),
+        (["lint", "modle.keras"], "Did you mean model.keras?"),
         (["lint", "model.keras", "--data=none.npz"], "cannot be read"),
         (["lint", "model.keras", "--data=array.npy"], "without a name"),
         (["lint", "model.keras", "--data=other.npz"], "holds images, y"),
         (["lint", "model.keras", "--data=uneven.npz"], "x 2, y 3"),
         (["lint", "model.keras", "--modules=no_such"], "no_such"),
-        (["lint", "model.keras", "--dat=x"], "Did you mean data?"),
+        (["lint", "model.keras", "--dat=x"], "Did you mean --data?"),
         (["lint", "own.keras"], "--modules names the modules"),
         (["bench", "model.keras", "--output_dir=o"], "tfamp new my_model"),
         (["parity", "model.keras", "--output_dir=o"], "tfamp new my_model"),

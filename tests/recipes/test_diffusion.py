@@ -463,6 +463,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "splits", "shape", "num_classes"),
     mostly_slow(PUBLISHED, always=PUBLISHED[-1:]),

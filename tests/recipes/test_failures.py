@@ -8,7 +8,7 @@ import pytest
 import tfamp
 from recipes import failures
 from recipes.failures import contrast, curves
-from tests.conftest import mostly_slow
+from tests.conftest import first_always, mostly_slow
 from tfamp.analysis.lint.check import lint
 from tfamp.analysis.probe.measure import probe
 from tfamp.recipe.subject import open_subject
@@ -55,13 +55,16 @@ def test_a_mistake_spoils_training_and_its_fix_mends_it(
 
 @pytest.mark.parametrize(
     ("failure", "rule"),
-    [
-        ("no_loss_scaling", "no-loss-scaling"),
-        ("sixteen_bit_weights", "weights-in-16-bits"),
-        ("attention_overflow", "attention-softmax"),
-        ("clipping_scaled_gradients", "clipped-scaled-gradients"),
-        ("float16_softmax", "sensitive-output"),
-    ],
+    first_always(
+        [
+            ("no_loss_scaling", "no-loss-scaling"),
+            ("sixteen_bit_weights", "weights-in-16-bits"),
+            ("attention_overflow", "attention-softmax"),
+            ("clipping_scaled_gradients", "clipped-scaled-gradients"),
+            ("float16_softmax", "sensitive-output"),
+        ],
+        1,
+    ),
 )
 def test_lint_sees_the_mistake_beforehand_and_passes_the_mended_model(
     config, failure, rule

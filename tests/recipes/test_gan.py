@@ -12,7 +12,7 @@ from recipes import gan as recipe
 from recipes.adversarial import logits_and_gradients
 from recipes.data import pixels
 from recipes.frechet import frechet_distance, known_distances
-from tests.conftest import FLOAT32_ROUNDING, mostly_long
+from tests.conftest import FLOAT32_ROUNDING, mostly_long, mostly_slow
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp.precision.policy import PRECISIONS
 
@@ -176,7 +176,10 @@ def test_a_seed_reproduces(config, two_steps):
     assert recipe.train(again) == two_steps(precision, 1)
 
 
-@pytest.mark.parametrize(("victim", "other"), [NETWORKS, NETWORKS[::-1]])
+@pytest.mark.parametrize(
+    ("victim", "other"),
+    mostly_slow([NETWORKS, NETWORKS[::-1]], always=[NETWORKS]),
+)
 def test_what_overflows_in_one_network_leaves_the_other_alone(
     config, batch, victim, other
 ):
@@ -260,6 +263,7 @@ def test_the_penalty_of_a_linear_discriminator_is_that_of_its_weights(
     )
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one(config, batch, mirrored):
     states = []
     for replicas in (1, 2):
@@ -330,6 +334,7 @@ def test_samples_are_made_by_averaged_weights(config, batch, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_lint_finds_nothing(config):
     tfamp.set_precision("mixed_float16")
     train, _ = recipe.make_datasets(config)

@@ -39,6 +39,7 @@ def first_batches(config, count=1):
     return [tuple(t.numpy() for t in batch) for batch in train.take(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "num_devices"),
     mostly_long(
@@ -325,6 +326,7 @@ def test_a_bad_flag_ends_in_one_line_and_status_2(
     assert message in error
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_logs_and_prints_what_stays_in_float32(
     digits_dir, tmp_path, tiny_model, capsys
 ):
@@ -345,6 +347,7 @@ def test_a_run_writes_its_logs_and_prints_what_stays_in_float32(
     assert (output / "metrics.jsonl").read_text().count("\n") == 1
 
 
+@pytest.mark.slow
 def test_make_datasets_and_build_model_fit_stock_keras(config, tiny_model):
     train, evaluation = recipe.make_datasets(config)
     model = recipe.build_model(config)

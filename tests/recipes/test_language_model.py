@@ -18,7 +18,7 @@ import tfamp
 from recipes import generation, transformer
 from recipes import language_model as recipe
 from tests import matmul_dtypes
-from tests.conftest import mostly_long
+from tests.conftest import mostly_long, mostly_slow
 from tfamp.saving import load
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -92,9 +92,13 @@ def test_a_position_sees_no_later_one(config):
     assert np.all(np.any(before[:, 10:] != after[:, 10:], axis=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "tie_embeddings"),
-    [("mixed_bfloat16", True), ("mixed_float16", False)],
+    mostly_slow(
+        [("mixed_bfloat16", True), ("mixed_float16", False)],
+        always=[("mixed_bfloat16", True)],
+    ),
 )
 def test_products_are_in_16_bits_and_softmax_and_loss_in_float32(
     config, precision, tie_embeddings

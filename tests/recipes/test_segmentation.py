@@ -259,6 +259,7 @@ def test_bad_input_is_one_line(config, tmp_path, flags, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_loaded_with_its_loss(config, tmp_path):
     model = recipe.build_model(config)
     model.optimizer.build(model.trainable_variables)

@@ -273,6 +273,7 @@ CLASSIFIER = recipe.build_model, recipe.make_datasets
 MASKED_MODEL = recipe.build_masked_model, recipe.make_masked_datasets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "phase"),
     mostly_slow(
@@ -299,6 +300,7 @@ def test_products_are_in_16_bits_and_softmax_and_loss_in_float32(
     assert dtypes("softmax or loss") == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "qk_norm"),
     mostly_slow(

@@ -30,6 +30,7 @@ of_3_15 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @of_3_15
 def test_a_model_file_of_0_1_0_loads_and_trains_on():
     model = tfamp.load_model(FORMER / "model.keras")

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from tests.conftest import first_always
 from tfamp.errors import InputError
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.scaling.rule import ScaleRule, ScaleState, count_step, move_scale
@@ -105,7 +106,9 @@ def run_steps(optimizer, variable, finite_steps):
 
 
 @pytest.mark.parametrize(
-    "finite_share", [0.0, 0.3, 0.5, 0.9, 0.99, 1.0], ids="{:.0%} finite".format
+    "finite_share",
+    first_always([0.0, 0.3, 0.5, 0.9, 0.99, 1.0], 2),
+    ids="{:.0%} finite".format,
 )
 def test_scale_never_reaches_zero_or_inf_in_ten_thousand_hostile_steps(
     finite_share,

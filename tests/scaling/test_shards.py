@@ -112,6 +112,7 @@ def test_shards_change_no_bit(mirrored, name, replicas):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poisoned_by", mostly_long(range(4), always=[1]))
 def test_a_step_that_one_replica_spoils_is_skipped_on_all(
     mirrored, poisoned_by
@@ -138,6 +139,7 @@ def test_a_replica_holds_its_part_of_masters_and_moments(mirrored):
     assert {v.shape[0] for v in moments} == {1, 16, 16501, 7}
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_set_from_outside_stays_so(mirrored):
     strategy = mirrored(4)
     weights, optimizer = trained(
@@ -158,6 +160,7 @@ def test_a_weight_that_is_set_from_outside_stays_so(mirrored):
     np.testing.assert_array_equal(weights[1].numpy(), 2.5)
 
 
+@pytest.mark.slow
 def test_one_part_cannot_be_taken_for_the_whole(mirrored):
     _, optimizer = trained(mirrored(4), OPTIMIZERS["sgd"], shard=True)
     with pytest.raises(ValueError, match="NONE"):

@@ -68,6 +68,7 @@ def test_averages_move_once_by_the_statistics_of_all_rows(
         np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_replica_moves_them_by_its_whole_share(mirrored):
     rows = ROWS[:8]
     mean, variance = train(2, mirrored(2), rows=rows)

@@ -7,12 +7,21 @@ import tensorflow as tf
 
 import tfamp
 from benchmarks.global_batch import REFERENCES, differences
+from tests.conftest import mostly_slow
 from tfamp.distribute.strategy import distribute_batches
 
 SPLITS = [(r, k) for r in (1, 2, 3) for k in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("case", REFERENCES)
+# One of each way to be a mean or a sum, of rows or of tokens.
+KINDS = [
+    *("mask_zero", "ignore_class", "mean_with_sample_weight", "token weights"),
+    *("masked row weights", "masked sum", "None", "own scalar sum"),
+    *("add_loss vector", "two outputs with masks"),
+]
+
+
+@pytest.mark.parametrize("case", mostly_slow(REFERENCES, always=KINDS))
 def test_update_and_loss_of_three_microbatches_are_those_by_hand(
     case, mirrored
 ):

@@ -132,6 +132,7 @@ def test_every_kind_of_data_trains_evaluates_and_predicts(kind):
     assert_as_by_hand(trained(kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, always=["dict"]))
 def test_and_on_replicas(kind, mirrored):
     assert_as_by_hand(trained(kind, mirrored(2)))

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
+from tests.conftest import mostly_slow
 
 
 class Rooted(keras.Model):
@@ -37,7 +38,7 @@ def rooted(strategy):
     return model, data.batch(3)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", mostly_slow([1, 2], always=[2]))
 def test_an_own_test_steps_results_are_kept_and_no_others(mirrored, replicas):
     model, data = rooted(mirrored(replicas))
     results = tfamp.evaluate(model, data)

@@ -79,6 +79,7 @@ def test_pieces_of_a_batch_agree(mirrored, trained, replicas, arguments):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=most)
 
 
+@pytest.mark.slow
 def test_histories_are_of_true_gradients_whatever_the_loss_scale(trained):
     optimizer = tfamp.LossScaleOptimizer(
         keras.optimizers.Adam(), initial_scale=2.0**10, dynamic_growth_steps=1
@@ -105,6 +106,7 @@ def test_a_run_goes_on_in_every_precision(tmp_path, trained):
     assert np.count_nonzero(histories(model)[0]) == 3
 
 
+@pytest.mark.slow
 def test_fit_says_what_it_made_of_the_model(capsys):
     dataset = tf.data.Dataset.from_tensors((X, Y))
     tfamp.fit(build_model(), dataset, verbose=2)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
+from tests.conftest import first_always, mostly_slow
 from tfamp.step import build
 
 ROWS, BATCH = 22, 8
@@ -207,7 +208,16 @@ def train_as_keras(builder, **options):
     return model, history.history
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize(
+    "builder",
+    mostly_slow(
+        BUILDERS,
+        always=[
+            *(several_inputs_and_outputs, masked_sequences, weighted_samples),
+            *(additional_losses, overridden_loss_and_metrics),
+        ],
+    ),
+)
 def test_history_and_weights_are_those_of_keras(builder):
     reference, expected = train_as_keras(builder, epochs=2)
     keras.utils.set_random_seed(1)
@@ -226,12 +236,15 @@ def test_history_and_weights_are_those_of_keras(builder):
 
 @pytest.mark.parametrize(
     "builder",
-    [
-        functional,
-        several_inputs_and_outputs,
-        weighted_samples,
-        ragged_inputs,
-    ],
+    first_always(
+        [
+            functional,
+            several_inputs_and_outputs,
+            weighted_samples,
+            ragged_inputs,
+        ],
+        2,
+    ),
 )
 def test_evaluation_is_that_of_keras_on_two_replicas_too(builder, mirrored):
     model, dataset = builder()
@@ -253,7 +266,7 @@ def test_evaluation_is_that_of_keras_on_two_replicas_too(builder, mirrored):
             )
 
 
-@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("rows", mostly_slow([1, 3, 9], always=[9]))
 def test_evaluation_counts_every_row_once(rows, strategy):
     x = np.arange(1, rows + 1, dtype="float32")[:, None]
     with strategy.scope():
@@ -273,7 +286,11 @@ def test_evaluation_stops_after_so_many_batches():
     )
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "precision",
+    mostly_slow(["mixed_float16", "mixed_bfloat16"], always=["mixed_float16"]),
+)
 def test_losses_of_16_bit_layers_are_added_in_float32(precision, mirrored):
     with tfamp.precision_scope(precision), mirrored(2).scope():
         model, dataset = additional_losses()
@@ -282,6 +299,7 @@ def test_losses_of_16_bit_layers_are_added_in_float32(precision, mirrored):
     assert np.isfinite(history.history["val_loss"][0])
 
 
+@pytest.mark.slow
 def test_statistics_of_replicas_become_their_mean(mirrored):
     x, y = data(8)
     with mirrored(2).scope():
@@ -301,7 +319,7 @@ def test_statistics_of_replicas_become_their_mean(mirrored):
     np.testing.assert_allclose(means[0], 0.01 * x.mean(0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", mostly_slow([1, 2], always=[1]))
 def test_a_batch_of_nan_is_skipped_and_leaves_no_trace(replicas, mirrored):
     x, y = data(24)
     poisoned = x.copy()
@@ -416,7 +434,7 @@ class GAN(keras.Model):
         }
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", mostly_slow([1, 2], always=[1]))
 def test_two_optimizers_of_a_gan_overflow_apart(replicas, mirrored):
     with mirrored(replicas).scope():
         model = GAN()
@@ -439,7 +457,8 @@ def test_two_optimizers_of_a_gan_overflow_apart(replicas, mirrored):
     assert "loss" not in history
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", mostly_slow([1, 2], always=[1]))
 def test_models_run_eagerly_too(replicas, mirrored):
     histories = []
     for run_eagerly in (False, True):

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from tfamp.commands import json_flag, recipe_argument, trained_argument
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 from tfamp.files import console
 
 # Repeated here: the parser imports neither Keras nor TensorFlow.
@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
         "shown to be within the margin.",
         allow_abbrev=False,
     )
-    recipe_argument.add_to(parser)
+    recipe_argument.add_to(parser, takes_model=True)
     trained_argument.add_to(parser)
     parser.add_argument(
         "--formats",
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     kinds = _list("--quantize", args.quantize, _KINDS)
     trained_argument.check(args)
 
-    from tfamp.analysis.exported import measure, part, tables
+    from tfamp.analysis.exported import part, tables
     from tfamp.analysis.report import write
     from tfamp.files.output import make_folder, output_folder, write_json
     from tfamp.recipe import quiet_tensorflow
@@ -82,8 +82,28 @@ def _run(args: argparse.Namespace) -> int:
 
     folder = output_folder(args.output_dir)
     recipe, config = recipe_argument.load(args, "output_dir")
+    recipe_argument.require_data(args, config)
     make_folder(folder)
-    subject = trained_argument.open_trained(recipe, config, args.checkpoint)
+    with console.aside(args.json):
+        record = _measured(args, recipe, config, formats, kinds, folder)
+        write_json(folder / "export.json", record)
+        page = write.write(folder)
+    console.print_report(
+        args.json,
+        record,
+        *map(console.filled, tables.tables(record)),
+        *part.notes(record),
+        part.verdict(record),
+        f"The report: {page}",
+    )
+    return 0 if record["passed"] else 1
+
+
+def _measured(args, recipe, config, formats, kinds, folder) -> dict[str, Any]:
+    """The record of the files, which are in the folder then."""
+    from tfamp.analysis.exported import measure
+
+    subject = trained_argument.open_trained(args, recipe, config)
     model = subject.model
     if args.part:
         model = getattr(model, args.part, None)
@@ -104,30 +124,18 @@ def _run(args: argparse.Namespace) -> int:
         else [each.strip() for each in args.keep.split(",") if each.strip()],
         order=_order(subject, args) if args.keep == "auto" else (),
     )
-    with console.aside(args.json):
-        record = {
-            **measure.measure(
-                model,
-                trained_argument.inputs_of_part(subject, args.part),
-                trained_argument.inputs_of_part(subject, args.part, "train"),
-                folder,
-                question,
-                steps=args.steps,
-                say=lambda text: print(text, flush=True),
-            ),
-            **trained_argument.described(args),
-        }
-        write_json(folder / "export.json", record)
-        page = write.write(folder)
-    console.print_report(
-        args.json,
-        record,
-        *map(console.filled, tables.tables(record)),
-        *part.notes(record),
-        part.verdict(record),
-        f"The report: {page}",
-    )
-    return 0 if record["passed"] else 1
+    return {
+        **measure.measure(
+            model,
+            trained_argument.inputs_of_part(subject, args.part),
+            trained_argument.inputs_of_part(subject, args.part, "train"),
+            folder,
+            question,
+            steps=args.steps,
+            say=lambda text: print(text, flush=True),
+        ),
+        **trained_argument.described(args),
+    }
 
 
 def _order(subject, args: argparse.Namespace) -> list[str]:
@@ -148,7 +156,8 @@ def _list(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in known:
             raise InputError(
-                f"{flag}={text}: unknown {name!r}; expected {', '.join(known)}."
+                f"{flag}={text}: unknown {name!r}; expected "
+                f"{', '.join(known)}.{did_you_mean(name, known)}"
             )
     if len(set(names)) < len(names):
         raise InputError(f"{flag}={text} names one twice.")

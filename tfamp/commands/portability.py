@@ -18,7 +18,7 @@ def add_to(commands: Any) -> None:
         "as in float32. Exit status 1 where that is not shown.",
         allow_abbrev=False,
     )
-    recipe_argument.add_to(parser)
+    recipe_argument.add_to(parser, takes_model=True)
     trained_argument.add_to(parser)
     parser.add_argument(
         "--assume",
@@ -50,14 +50,15 @@ def _run(args: argparse.Namespace) -> int:
     hardware = measure.devices(names)
     folder = output_folder(args.output_dir)
     recipe, config = recipe_argument.load(args, "precision", "output_dir")
+    recipe_argument.require_data(args, config)
     make_folder(folder)
 
     def opened(precision):
         here = dataclasses.replace(config, precision=precision)
-        return trained_argument.open_trained(recipe, here, args.checkpoint)
+        return trained_argument.open_trained(args, recipe, here)
 
-    subject = opened("float32")
     with console.aside(args.json):
+        subject = opened("float32")
         record = {
             **measure.measure(
                 lambda name: (

@@ -11,10 +11,10 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 from tfamp.precision.policy import canonical
 from tfamp.recipe import load_recipe, saved_model
-from tfamp.recipe.flags import SETTING_PREFIX, configure
+from tfamp.recipe.flags import SETTING_PREFIX, check_not_reserved, configure
 
 
 def attach_settings(
@@ -86,13 +86,10 @@ def load(
             or the field is reserved.
     """
     is_model = args.takes_model and is_saved_model(args)
+    if is_model:
+        saved_model.check_file(args.recipe)
     recipe = saved_model if is_model else load_recipe(args.recipe)
-    for name in reserved:
-        if name in args.settings:
-            raise InputError(
-                f"{SETTING_PREFIX}{name} is set by the command itself; leave "
-                "it out."
-            )
+    check_not_reserved(args.settings, reserved, vars(args))
     flags = vars(args).keys() - {"recipe", "run", "settings", "takes_model"}
     config = configure(recipe.Config, args.settings, others=flags)
     if is_model:
@@ -124,9 +121,10 @@ def _flags(
 ) -> dict[str, str]:
     """The recipe's flags among a command's arguments, with their text."""
     if arguments and not hasattr(args, "recipe"):
+        name = arguments[0].partition("=")[0].lstrip("-")
         raise InputError(
             f"unrecognized arguments: {' '.join(arguments)}; see "
-            "`tfamp --help`."
+            f"`tfamp --help`.{did_you_mean(name, vars(args), '--')}"
         )
     settings = {}
     rest = list(arguments)

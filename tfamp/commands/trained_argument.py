@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tfamp.commands import margin_flags
+from tfamp.commands import margin_flags, recipe_argument
 from tfamp.errors import InputError
 
 
@@ -45,17 +45,17 @@ def check(args: argparse.Namespace) -> None:
     require_scipy()
 
 
-def open_trained(recipe: Any, config: Any, checkpoint: str) -> Any:
+def open_trained(args: argparse.Namespace, recipe: Any, config: Any) -> Any:
     """The recipe's model, with the weights of the checkpoint, and its data."""
     from tfamp.recipe.subject import open_subject
     from tfamp.saving import trained
 
     subject = open_subject(recipe, config)
-    if checkpoint:
+    if args.checkpoint:
         trained.restore(
-            subject.model, checkpoint, subject.train_batches.element_spec
+            subject.model, args.checkpoint, subject.train_batches.element_spec
         )
-    else:
+    elif not recipe_argument.is_saved_model(args):
         print("no --checkpoint: the weights are not trained", flush=True)
     return subject
 

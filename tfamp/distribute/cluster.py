@@ -17,6 +17,7 @@ from tensorflow.python.eager import context
 
 from tfamp.distribute import vigil
 from tfamp.distribute.initial_values import broadcast_in_any_dtype
+from tfamp.distribute.joining import killed_after
 from tfamp.distribute.loopback import accept_loopback_only, is_loopback
 from tfamp.distribute.schedulers import (
     KUBERNETES_PORT,
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 CLUSTERS = ("auto", "tf_config", "slurm", "kubernetes")
+
+# TensorFlow notices most of those that leave while it joins by itself.
+_HELD_SECONDS = 30
 
 _TRAINING_JOBS = ("chief", "worker")  # In the order TensorFlow numbers them.
 _resolvers = tf.distribute.cluster_resolver
@@ -136,7 +140,8 @@ def multi_worker_strategy(
 
     Raises:
         InputError: the port is taken, or TensorFlow has started already.
-        WorkerLostError: a worker did not come in time, or left at once.
+        WorkerLostError: a worker did not come in time, or left at once. Where
+            TensorFlow does not notice, SIGKILL ends the process in its place.
     """
     addresses, index = _check(resolver)
     if len(addresses) > 1:
@@ -150,8 +155,13 @@ def multi_worker_strategy(
         implementation=implementations.NCCL if has_gpu else implementations.RING
     )
     port = split_address(addresses[index])[1]
+    not_joined = (
+        f"Not all workers had joined {JOIN_SECONDS} s after they had all been "
+        "there; the output of the first that ended says why. Restart the job."
+    )
+    bound = killed_after(JOIN_SECONDS + _HELD_SECONDS, f"tfamp: {not_joined}")
     try:
-        with worker_errors(), keep_signal_handlers():
+        with bound, worker_errors(), keep_signal_handlers():
             strategy = tf.distribute.MultiWorkerMirroredStrategy(
                 resolver, options
             )
@@ -160,11 +170,7 @@ def multi_worker_strategy(
             raise
         raise port_taken(port, index) from None
     except tf.errors.DeadlineExceededError:
-        raise WorkerLostError(
-            f"Not all workers had joined {JOIN_SECONDS} s after they had all "
-            "been there; the output of the first that ended says why. Restart "
-            "the job."
-        ) from None
+        raise WorkerLostError(not_joined) from None
     except RuntimeError as error:
         if "must be configured at program startup" not in str(error):
             raise

@@ -16,7 +16,7 @@ from tfamp.distribute.cluster import (
     tpu_strategy,
 )
 from tfamp.distribute.sharded import Sharded
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -128,7 +128,7 @@ def _strategy_of(
         )
         raise InputError(
             f"Unknown strategy {name!r}{hint}; expected one of "
-            f"{', '.join(STRATEGIES)}."
+            f"{', '.join(STRATEGIES)}.{did_you_mean(name, STRATEGIES)}"
         )
     if num_devices is not None and num_devices < 1:
         raise InputError(f"num_devices={num_devices} must be at least 1.")

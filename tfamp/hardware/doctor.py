@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Group
 
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 from tfamp.files import console
 from tfamp.files.standard_error import caught, said_at_start
 from tfamp.hardware.devices import (
@@ -175,7 +175,7 @@ def known_hardware(name: str) -> Hardware:
             return found
     raise InputError(
         f"Unknown hardware {name!r}; expected one of "
-        f"{', '.join(KNOWN_HARDWARE)}."
+        f"{', '.join(KNOWN_HARDWARE)}.{did_you_mean(name, KNOWN_HARDWARE)}"
     )
 
 

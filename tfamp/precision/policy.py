@@ -5,11 +5,10 @@ that a name can be handed to `dtype=` of a single layer as well.
 """
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 from tfamp.precision.maps import is_map, load_map
 
 if TYPE_CHECKING:
@@ -60,10 +59,9 @@ def _resolve(name: str) -> str:
     name = canonical(name)
     if name not in (*PRECISIONS, FLOAT8):
         allowed = (AUTO, *PRECISIONS, FLOAT8)
-        (close,) = difflib.get_close_matches(str(name), allowed, 1) or ("",)
         raise InputError(
             f"Unknown precision {name!r}; expected one of {', '.join(allowed)}."
-            + (f" Did you mean {close!r}?" if close else "")
+            + did_you_mean(_meant(str(name)), allowed)
         )
     if name == "mixed_float16":
         _require_no_tpu()
@@ -73,6 +71,24 @@ def _resolve(name: str) -> str:
 def canonical(name: str) -> str:
     """The name of a precision that another library calls otherwise."""
     return _ALIASES.get(name, name)
+
+
+def _meant(name: str) -> str:
+    """The precision that has the bits in a name; the name where it has none.
+
+    float16 is meant to be mixed_float16, and is spelled more like float8.
+    """
+    plain = name.lower()
+    if "bf" in plain or "bfloat" in plain:
+        return "mixed_bfloat16"
+    for bits, precision in (
+        (("16", "half"), "mixed_float16"),
+        (("32", "full", "single"), "float32"),
+        (("8",), FLOAT8),
+    ):
+        if any(each in plain for each in bits):
+            return precision
+    return name
 
 
 def check_compared(names: Sequence[str]) -> None:

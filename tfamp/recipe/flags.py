@@ -6,7 +6,6 @@ and the `--config.FIELD=VALUE` of the commands.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -15,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 
 SETTING_PREFIX = "--config."
 
@@ -117,7 +116,7 @@ def parse_flags(
     except flags.UnrecognizedFlagError as error:
         raise InputError(
             f"Unknown flag --{error.flagname}."
-            f"{_suggestion('--', error.flagname, hints)} "
+            f"{did_you_mean(error.flagname, hints, '--')} "
             "--help lists all flags."
         ) from None
     except (flags.Error, ValueError) as error:
@@ -154,15 +153,43 @@ def configure(
     for name, text in settings.items():
         if name not in hints:
             raise InputError(
-                f"{config_class.__name__} has no field {name!r}."
-                f"{_suggestion('', name, [*hints, *others])} Expected one of "
-                f"{', '.join(hints)}."
+                f"Unknown flag --{name}."
+                f"{did_you_mean(name, [*hints, *others], '--')} "
+                f"The recipe's are {', '.join(hints)}."
             )
         try:
             values[name] = parse_value(text, hints[name])
         except ValueError as error:
-            raise InputError(f"config.{name}={text}: {error}.") from None
+            raise InputError(f"--{name}={text}: {error}.") from None
     return _construct(config_class, values)
+
+
+def check_not_reserved(
+    settings: Mapping[str, str],
+    reserved: Iterable[str],
+    flags_of_command: Iterable[str] = (),
+) -> None:
+    """Checks that none is set of the fields that a command sets itself.
+
+    Args:
+        settings: field and text.
+        reserved: the fields.
+        flags_of_command: where --NAMEs is among them, it is what to use.
+
+    Raises:
+        InputError: one is set.
+    """
+    for name in reserved:
+        if name in settings:
+            instead = (
+                f"use --{name}s=..., or leave it out"
+                if f"{name}s" in flags_of_command
+                else "leave it out"
+            )
+            raise InputError(
+                f"--{name}={settings[name]}: this command sets the recipe's "
+                f"{name} itself; {instead}."
+            )
 
 
 def parse_value(text: str, hint: Any) -> Any:
@@ -285,8 +312,3 @@ def _construct(config_class, values):
         if needed and field.name not in values:
             raise InputError(f"{field.name} must be given; it has no default.")
     return config_class(**values)
-
-
-def _suggestion(prefix, name, known):
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {prefix}{close[0]}?" if close else ""

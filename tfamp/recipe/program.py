@@ -17,7 +17,6 @@ It ends with
 """
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import logging
@@ -36,6 +35,7 @@ from tfamp.errors import (
     Preempted,
     SaveError,
     WorkerLostError,
+    did_you_mean,
 )
 from tfamp.files.standard_error import start_tensorflow_quietly
 from tfamp.recipe import hints, saved_model
@@ -253,7 +253,12 @@ def _import_module(name):
 def _import_file(name):
     path = pathlib.Path(name).absolute()
     if not path.is_file():
-        raise InputError(f"There is no recipe file {name!r}.")
+        known = [file.name for file in path.parent.glob("*.py")]
+        folder = name.removesuffix(path.name)
+        raise InputError(
+            f"There is no recipe file {name!r}."
+            f"{did_you_mean(path.name, known, folder)}"
+        )
     # Last, so that a file beside the recipe shadows no installed package.
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
@@ -278,10 +283,7 @@ def _import_file(name):
 def _suggested_recipe(name):
     """What the shipped recipe with a name like this one is called."""
     given = name if name.startswith("recipes.") else f"recipes.{name}"
-    (close,) = difflib.get_close_matches(given, shipped_recipes(), 1, 0.8) or (
-        "",
-    )
-    return f" Did you mean {close}?" if close else ""
+    return did_you_mean(given, shipped_recipes(), likeness=0.8)
 
 
 def _missing_package(name, error):

@@ -11,7 +11,7 @@ import pathlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 from tfamp.recipe.flags import check_ranges, flag
 
 if TYPE_CHECKING:
@@ -101,11 +101,27 @@ def build_model(config: Config) -> "keras.Model":
 def refuse(name: str) -> InputError:
     """What a command that trains says of such a file."""
     return InputError(
-        f"{name!r} is a saved model, and this command trains: it needs a "
-        "recipe. `tfamp new my_model` writes one, whose build_model can "
-        "return tfamp.load_model of it; lint, compare, probe and tune take "
-        "the file itself."
+        f"{name!r} is a saved model, and this command needs a recipe, to "
+        "build or train it anew. `tfamp new my_model` writes one, whose "
+        "build_model can return tfamp.load_model of it; lint, compare, probe, "
+        "tune, export and portability take the file itself."
     )
+
+
+def check_file(name: str) -> None:
+    """Looks for the file before anything else is loaded.
+
+    Raises:
+        InputError: it is not there.
+    """
+    file = pathlib.Path(name).expanduser()
+    if not file.exists():
+        known = [other.name for other in file.parent.glob(f"*{SUFFIX}")]
+        folder = name.removesuffix(file.name)
+        raise InputError(
+            f"There is no file {name!r}; expected what model.save() wrote."
+            f"{did_you_mean(file.name, known, folder)}"
+        )
 
 
 def _batch(path: str) -> Any:

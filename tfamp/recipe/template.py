@@ -12,13 +12,18 @@ stay as it is. `python NAME.py --help` lists the flags, and
     tfamp bench NAME.py --output_dir=DIR   how much faster they are here
 """
 
+# ruff: noqa: E402
 import dataclasses
+
+import tfamp
+
+# Before TensorFlow is imported: it has much to say while it starts.
+tfamp.recipe.quiet_tensorflow()
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-import tfamp
 from tfamp.recipe import flag
 
 NUM_CLASSES = 3

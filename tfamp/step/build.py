@@ -237,7 +237,10 @@ def evaluation_step(
         keras_internals.loss_tracker(model).update_state(
             logged, sample_weight=tf.cast(share.rows, tf.float32)
         )
-        model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+        if type(model).compute_metrics is keras.Model.compute_metrics:
+            keras_internals.count_in_metrics(model, y, outputs, sample_weight)
+        else:
+            model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
@@ -392,12 +395,9 @@ def _update_metrics(
     def update_loss() -> None:
         tracker.update_state(loss, sample_weight=tf.cast(rows, tf.float32))
 
-    def update_metrics() -> Logs:
-        return model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
-
     def update() -> None:
         update_loss()
-        update_metrics()
+        keras_internals.count_in_metrics(model, y, outputs, sample_weight)
 
     counts = tf.logical_and(tf.math.is_finite(loss), rows > 0)
     counts = tf.logical_and(counts, is_applied)
@@ -418,7 +418,8 @@ def _update_metrics(
             tf.cond(counts, update, forget)
         return {}
     # An override may return more than the model's metrics hold.
-    logs = _unlisted(model, update_metrics())
+    results = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+    logs = _unlisted(model, results)
     tf.cond(counts, update_loss, forget)
     return logs
 

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfamp.checkpoint.command import options_of
+from tfamp.distribute.initial_values import numbers_unlike_the_chiefs
 from tfamp.precision.policy import precision_of
 from tfamp.version import __version__
 
@@ -38,6 +39,11 @@ def facts_at_begin(
     }
     for name, value in options_of(model.optimizer).items():
         facts[name] = str(value)
+    # The chief's values are in the variables, whatever was asked for here.
+    strategy = model.distribute_strategy
+    for name, number in numbers_unlike_the_chiefs(strategy).items():
+        if name in facts:
+            facts[name] = str(number)
     facts |= {name: str(value) for name, value in arguments.items()}
     values = [v.numpy().tobytes() for v in model.trainable_variables]
     return facts | {"weights to begin with": "#" + _digest(values)}

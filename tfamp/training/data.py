@@ -6,7 +6,6 @@ Keras's own data adapters do the work, so that the order of rows is that of
 
 import re
 import types
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -73,18 +72,15 @@ class Batches:
         self.is_once = isinstance(x, types.GeneratorType)
         self._source = x if isinstance(x, tf.data.Dataset) else None
         try:
-            with warnings.catch_warnings():
-                # It is the default, and no word about it was asked for.
-                warnings.filterwarnings("ignore", "`shuffle=True` was passed")
-                self._adapter = keras_internals.data_adapter(
-                    x,
-                    y,
-                    sample_weight,
-                    batch_size=batch_size,
-                    steps=steps,
-                    shuffle=shuffle,
-                    class_weight=class_weight,
-                )
+            self._adapter = keras_internals.data_adapter(
+                x,
+                y,
+                sample_weight,
+                batch_size=batch_size,
+                steps=steps,
+                shuffle=shuffle,
+                class_weight=class_weight,
+            )
             dataset = self._adapter.get_tf_dataset()
         except (TypeError, ValueError) as error:
             raise InputError(one_line(error)) from None

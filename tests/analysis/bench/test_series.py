@@ -146,7 +146,7 @@ def test_a_trial_that_fails_for_another_reason_is_no_answer(
         (["--largest_batch", "--memory_limit_gib=0"], "expected more than 0"),
         (["--largest_batch", "--memory_limit_gib=1e6"], "of this machine"),
         (["--memory_limit_gib=1"], "for the search of --largest_batch"),
-        (["--config.precision=float32"], "is set by the command itself"),
+        (["--config.precision=float32"], "use --precisions=..."),
         (["--config.batch_size=0"], "batch_size=0 is out of range"),
     ],
 )

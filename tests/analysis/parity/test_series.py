@@ -255,6 +255,7 @@ def test_equal_results_of_different_runs_are_not_called_identical():
     assert not record["equivalent"]["mixed_float16"]
 
 
+@pytest.mark.slow
 def test_what_seeds_cannot_tell_yet_is_undecided_and_not_bad():
     record = record_of(runs_of([0.9, 0.9], [0.905, 0.898]))
     part = parity_part.part(record)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfamp
+from tests.conftest import first_always
 from tfamp import keras_internals
 from tfamp.analysis.probe import part as probe_part
 from tfamp.analysis.probe import steps
@@ -122,7 +123,9 @@ def state(model):
     return [variable.numpy().tobytes() for variable in variables]
 
 
-@pytest.mark.parametrize("make", [functional, sequential, masked, own_step])
+@pytest.mark.parametrize(
+    "make", first_always([functional, sequential, masked, own_step], 2)
+)
 def test_a_probed_step_is_the_same_step_bit_for_bit(make):
     keras.utils.set_random_seed(1)
     probed = make()
@@ -135,6 +138,7 @@ def test_a_probed_step_is_the_same_step_bit_for_bit(make):
     assert state(probed) == state(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [functional, sequential, own_step])
 def test_training_after_a_probe_is_as_without_it(make):
     keras.utils.set_random_seed(1)

@@ -23,6 +23,7 @@ from tfamp.errors import InputError, JobError
 from tfamp.files.output import make_folder, output_folder, write_atomically
 from tfamp.hardware.devices import GIB, Hardware, detect_hardware
 from tfamp.recipe import load_recipe
+from tfamp.recipe.flags import check_not_reserved
 
 FILE_NAME = "bench.json"
 
@@ -97,11 +98,7 @@ def make_series(
 
 def _check_settings(plan: Plan) -> None:
     """Finds what is wrong with them before the first process starts."""
-    for name in RESERVED:
-        if name in plan.settings:
-            raise InputError(
-                f"--config.{name} is set by the command itself; leave it out."
-            )
+    check_not_reserved(plan.settings, RESERVED, ("precisions",))
     run_config(load_recipe(plan.recipe).Config, plan.settings, "float32")
 
 

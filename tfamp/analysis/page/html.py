@@ -138,7 +138,7 @@ def _verdict_line(part: Part, anchor: str) -> str:
         f'<li class="{kind}"><span class="mark" aria-hidden="true">{sign}'
         f'</span><div><a href="#{anchor}">{escape(part.title)}</a> '
         f'<span class="word">{word}</span>'
-        f"<p>{escape(part.verdict)}</p>{_list(part.remarks)}</div></li>"
+        f"<p>{_prose(part.verdict)}</p>{_list(part.remarks)}</div></li>"
     )
 
 
@@ -267,8 +267,13 @@ def _scrolling(html: str, label: str, kind: str) -> str:
 
 
 def _list(sentences: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(each)}</li>" for each in sentences)
+    items = "".join(f"<li>{_prose(each)}</li>" for each in sentences)
     return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def _prose(text: str) -> str:
+    """Sentences in which `this` is a command or a name to type."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _environment(chapters: Sequence[Chapter]) -> Iterator[str]:

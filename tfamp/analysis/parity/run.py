@@ -32,7 +32,7 @@ from typing import Any
 
 from tfamp.errors import InputError, LossScaleError
 from tfamp.recipe import load_recipe, quiet_tensorflow, report_exit
-from tfamp.recipe.flags import configure, split_settings
+from tfamp.recipe.flags import check_not_reserved, configure, split_settings
 
 SCHEMA = "tfamp.parity_run/1"
 
@@ -89,11 +89,7 @@ def run_config(
     Raises:
         InputError: a setting is one of `RESERVED`, or does not fit.
     """
-    for name in RESERVED:
-        if name in settings:
-            raise InputError(
-                f"--config.{name} is set by the command itself; leave it out."
-            )
+    check_not_reserved(settings, RESERVED, ("precisions", "seeds"))
     own = {
         "precision": precision,
         "seed": str(seed),

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfamp.analysis.exported import pieces, verdict
 from tfamp.analysis.parity.final_metric import choose_metric
-from tfamp.errors import InputError
+from tfamp.errors import InputError, did_you_mean
 from tfamp.hardware.devices import KNOWN_HARDWARE, Hardware, recommend
 from tfamp.hardware.doctor import known_hardware
 
@@ -33,9 +33,10 @@ def devices(names: Sequence[str]) -> dict[str, Hardware]:
         try:
             found[name] = cpu or known_hardware(name)
         except InputError as error:
+            known = [*KNOWN_HARDWARE, *_CPUS]
             raise InputError(
                 f"Unknown hardware {name!r}; expected one of "
-                f"{', '.join([*KNOWN_HARDWARE, *_CPUS])}."
+                f"{', '.join(known)}.{did_you_mean(name, known)}"
             ) from error
     if not found:
         raise InputError("No hardware is named; expected --assume=T4,H100.")

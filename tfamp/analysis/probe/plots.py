@@ -38,7 +38,7 @@ _SUFFIXES = (".pdf", ".png", ".svg")
 
 def gradients(record: Record) -> Plot:
     """All gradients over log2, with float16's range."""
-    figure = plots.new_figure(plots.WIDE, 3.6)
+    figure = plots.new_figure(plots.WIDE, 4.0)
     _draw_gradients(figure.subplots(), record)
     flushed, subnormal = _means(record)[0][:2]
     return plots.drawn(
@@ -87,7 +87,7 @@ def panels(record: Record) -> Plot:
     """The tensors of which float16 loses most, a small histogram each."""
     tensors = worst_tensors(record)[:_PANELS]
     rows = math.ceil(len(tensors) / _PANEL_COLUMNS)
-    figure = plots.new_figure(plots.WIDE, 0.4 + 1.3 * rows)
+    figure = plots.new_figure(plots.WIDE, 0.4 + 1.4 * rows)
     columns = min(_PANEL_COLUMNS, len(tensors))
     grid = figure.subplots(
         rows, columns, sharex=True, sharey=True, squeeze=False
@@ -99,9 +99,10 @@ def panels(record: Record) -> Plot:
         shares = _shares_by_exponent([tensor], low, high)
         color = _KIND_COLORS[tensor["kind"]]
         axes.bar(exponents + 0.5, shares, 1.0, color=color)
-        axes.set_title(
-            plots.literal(_shortened(label(tensor))), fontsize=7, loc="left"
-        )
+        # As wide as a panel is on a phone.
+        lines = (tensor["layer"], tensor["name"])
+        title = "\n".join(_shortened(line, 18) for line in lines if line)
+        axes.set_title(plots.literal(title), fontsize=7, loc="left")
         axes.tick_params(labelsize=7)
         axes.set_xlim(low, high + 1)
     for axes in grid.flat[len(tensors) :]:
@@ -132,9 +133,9 @@ def save_overview(record: Record, path: str | os.PathLike) -> None:
         )
     tensors = _of_kinds(record, ["activation_gradient"])
     height = 1.4 + min(0.14 * len(tensors), 9.0)
-    figure = plots.new_figure(plots.WIDE, 7.0 + height)
+    figure = plots.new_figure(plots.WIDE, 7.4 + height)
     top, middle, bottom = figure.subplots(
-        3, 1, gridspec_kw={"height_ratios": [3.6, 3.4, height]}
+        3, 1, gridspec_kw={"height_ratios": [4.0, 3.4, height]}
     )
     _draw_gradients(top, record)
     _draw_by_scale(middle, record)
@@ -201,7 +202,14 @@ def _draw_gradients(axes, record):
     axes.set_xlim(low, high + 1)
     axes.set_xlabel("log2 of the value")
     axes.set_ylabel("share of values")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    # Above: bars and the arrow have all the room there is below.
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0,
+    )
 
 
 def _draw_by_scale(axes, record):
