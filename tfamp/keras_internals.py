@@ -766,6 +766,10 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return model._flatten_layers()
 
 
+# Keras has a name for it since 3.13.
+_GLOBAL_SEED_GENERATOR = "global_seed_generator"
+
+
 @overload
 def global_seed_generator(
     create: Literal[True],
@@ -776,10 +780,6 @@ def global_seed_generator(
 def global_seed_generator(
     create: bool,
 ) -> keras.random.SeedGenerator | None: ...
-
-
-# Keras has a name for it since 3.13.
-_GLOBAL_SEED_GENERATOR = "global_seed_generator"
 
 
 def global_seed_generator(create: bool) -> keras.random.SeedGenerator | None:
