@@ -59,6 +59,7 @@ def assert_same(before, after):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved_by", "restored_by"),
     mostly_long(

@@ -30,6 +30,7 @@ def test_the_new_recipe_learns_at_once(folder, capsys):
     assert metrics["skipped_steps"] == 0
 
 
+@pytest.mark.slow
 def test_it_starts_without_a_word_of_tensorflow(folder):
     cli.main(["new", "my_model"])
     done = subprocess.run(

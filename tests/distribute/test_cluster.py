@@ -698,6 +698,7 @@ def outside_address():
         return sock.getsockname()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setup", "message"),
     [

@@ -10,6 +10,7 @@ from tfamp.distribute import reduction
 
 
 # Two replicas have TensorFlow's own collectives, four reduce to one device.
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", mostly_long([1, 2, 4], always=[2]))
 def test_each_mix_of_dtypes_arrives(replicas, mirrored):
     results = cases.crossed(mirrored(replicas))

@@ -44,6 +44,7 @@ def test_a_model_file_of_0_1_0_loads_and_trains_on():
     assert steps_of(model.optimizer) == (EPOCHS_BEFORE + 1) * 4
 
 
+@pytest.mark.slow
 @of_3_15
 def test_a_run_of_0_1_0_is_resumed_where_it_was(tmp_path):
     shutil.copytree(FORMER / "checkpoints", tmp_path / "checkpoints")

@@ -127,6 +127,7 @@ def test_a_step_that_one_replica_spoils_is_skipped_on_all(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_replica_holds_its_part_of_masters_and_moments(mirrored):
     _, optimizer = trained(mirrored(4), OPTIMIZERS["adamw"], shard=True)
     for shape, master in zip(

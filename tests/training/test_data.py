@@ -105,6 +105,7 @@ def test_a_callback_that_stops_in_mid_epoch_gets_no_warning():
     assert steps_of(model) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", mostly_slow([9, 10, 11], always=[9]))
 def test_last_batches_smaller_than_the_replicas_train_alike(rows, mirrored):
     weights = []

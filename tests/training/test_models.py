@@ -214,7 +214,7 @@ def train_as_keras(builder, **options):
         BUILDERS,
         always=[
             *(several_inputs_and_outputs, masked_sequences, weighted_samples),
-            *(additional_losses, overridden_loss_and_metrics),
+            additional_losses,
         ],
     ),
 )
@@ -474,6 +474,7 @@ def test_models_run_eagerly_too(replicas, mirrored):
         assert histories[0][name] == pytest.approx(histories[1][name])
 
 
+@pytest.mark.slow
 def test_a_plain_or_stock_scaled_optimizer_is_made_safe(mirrored):
     for optimizer, auto_scale_loss in (
         (lambda: keras.optimizers.Adam(0.02), True),

@@ -106,6 +106,7 @@ def test_weights_are_the_same_however_a_batch_is_split(
     assert_same(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("replicas", "microbatches", "last_rows"),
     mostly_long(

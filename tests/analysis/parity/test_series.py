@@ -355,10 +355,10 @@ def test_the_better_side_is_told_by_the_name(name, greater):
         (["--margin=0"], ["margin=0"]),
         (["--alpha=0.7"], ["alpha=0.7"]),
         (["--greater_is_better=maybe"], ["maybe"]),
-        (["--config.epoch=1"], ["'epoch'", "epochs"]),
-        (["--config.epochs=x"], ["config.epochs=x"]),
-        (["--config.seed=1"], ["--config.seed", "the command itself"]),
-        (["--config.checkpoint_dir=x"], ["--config.checkpoint_dir"]),
+        (["--config.epoch=1"], ["--epoch.", "--epochs"]),
+        (["--config.epochs=x"], ["--epochs=x"]),
+        (["--config.seed=1"], ["--seed=1", "--seeds"]),
+        (["--config.checkpoint_dir=x"], ["--checkpoint_dir=x"]),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(
