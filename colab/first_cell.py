@@ -18,7 +18,7 @@ FOLDER = "/content/tfamp-source"
 
 
 def is_in(version, bounds):
-    """Whether a version such as 2.20.0 is in >=2.20,<2.22."""
+    """Whether a version such as 2.20.0 is in >=2.19,<2.22."""
     least, beyond = (
         [int(n) for n in re.findall(r"\d+", bound)]
         for bound in bounds.split(",")

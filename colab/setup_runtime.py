@@ -12,9 +12,9 @@ import sys
 
 # From setup.cfg, by colab/generate.py:
 SOURCE = "https://github.com/tfamp/tfamp"
-TENSORFLOW = ">=2.20,<2.22"
+TENSORFLOW = ">=2.19,<2.22"
 OTHERS = (
-    "absl-py>=2.1 keras<3.16,>=3.13 ml_dtypes>=0.4 numpy>=1.26 "
+    "absl-py>=2.1 keras<3.16,>=3.10 ml_dtypes>=0.4 numpy>=1.26 "
     "packaging>=23 rich>=13 importlib_resources>=6 requests>=2.31 "
     "scikit-learn>=1.4 sentencepiece>=0.2 tensorflow-datasets>=4.9.7 "
     "matplotlib>=3.8 scipy>=1.11 "
@@ -25,7 +25,7 @@ FOLDER = "/content/tfamp-source"
 
 
 def is_in(version, bounds):
-    """Whether a version such as 2.20.0 is in >=2.20,<2.22."""
+    """Whether a version such as 2.20.0 is in >=2.19,<2.22."""
     least, beyond = (
         [int(n) for n in re.findall(r"\d+", bound)]
         for bound in bounds.split(",")

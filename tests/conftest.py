@@ -16,6 +16,7 @@ import keras
 import pytest
 import tensorflow as tf
 from absl import logging
+from packaging.version import Version
 
 from tfamp.precision.policy import forget_precision
 
@@ -73,6 +74,9 @@ def pytest_collection_modifyitems(config, items):
                     pytest.mark.skip(reason=f"{mark}: run with --long")
                 )
 
+
+# Before, it asks a `tf.Variable` for what only Keras's have.
+MUON_WORKS = Version(keras.__version__) >= Version("3.13")
 
 # What the oldest Keras that is supported lacks.
 LATER = (

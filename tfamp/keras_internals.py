@@ -766,6 +766,10 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return model._flatten_layers()
 
 
+# Keras has a name for it since 3.13.
+_GLOBAL_SEED_GENERATOR = "global_seed_generator"
+
+
 @overload
 def global_seed_generator(
     create: Literal[True],
@@ -785,11 +789,10 @@ def global_seed_generator(create: bool) -> keras.random.SeedGenerator | None:
         create: whether to make it where nothing has drawn from it yet; else
             the result is None there.
     """
-    module = keras.src.random.seed_generator
     if create:
-        return module.global_seed_generator()
+        return keras.src.random.seed_generator.global_seed_generator()
     return keras.src.backend.common.global_state.get_global_attribute(
-        module.GLOBAL_SEED_GENERATOR
+        _GLOBAL_SEED_GENERATOR
     )
 
 
@@ -877,7 +880,7 @@ def loss_and_metrics_unbuilt(model: keras.Model) -> Iterator[None]:
 def forget_global_seed_generator() -> None:
     """Undoes its making: the next draw without a seed makes it anew."""
     keras.src.backend.common.global_state.set_global_attribute(
-        keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR, None
+        _GLOBAL_SEED_GENERATOR, None
     )
 
 
@@ -1080,6 +1083,20 @@ def _methods_replaced(instance: Any, **methods: Callable) -> Iterator[None]:
                 object.__setattr__(instance, name, own[name])
             else:
                 object.__delattr__(instance, name)
+
+
+def quantize(model: keras.Model, kind: str, keep: Iterable[str]) -> None:
+    """Keras's `quantize`, but of the layers of these names.
+
+    Keras takes a filter since 3.13 only.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in model._flatten_layers():
+            if layer.name in keep:
+                stack.enter_context(
+                    _methods_replaced(layer, quantize=lambda *_, **__: None)
+                )
+        model.quantize(kind)
 
 
 def data_adapter(

@@ -59,7 +59,7 @@ def test_a_gpu_gets_the_precision_that_tfamp_recommends(advise, name):
     assert f"Its precision: {advice.precision}" in words
     assert ("dynamic" in words) == (advice.loss_scaling == "dynamic")
     (arguments,) = pip
-    assert "tensorflow[and-cuda]>=2.20,<2.22" in arguments
+    assert "tensorflow[and-cuda]>=2.19,<2.22" in arguments
 
 
 def test_the_tensorflow_that_colab_has_stays(advise):
@@ -269,7 +269,7 @@ def test_on_colab_with_a_new_gpu(machine):
 
     assert "Runtime: NVIDIA A100-SXM4-40GB, compute capability 8.0." in printed
     assert "Here: tensorflow 2.18.0. tfamp is tested with" in printed
-    assert "tensorflow[and-cuda]>=2.20,<2.22\n" in printed
+    assert "tensorflow[and-cuda]>=2.19,<2.22\n" in printed
     assert printed.endswith("TensorFlow 2.21.0 sees 1 GPU.\n")
 
 

@@ -134,7 +134,7 @@ def test_a_policy_map_counts_layer_by_layer():
 def test_a_quantized_model_has_the_precision_it_was_quantized_from():
     set_precision("mixed_bfloat16")
     model = keras.Sequential([keras.Input((16,)), layers.Dense(16)])
-    model.quantize("float8", filters="dense")
+    model.layers[0].quantize("float8")
     assert precision_of(model) == "mixed_bfloat16"
 
 

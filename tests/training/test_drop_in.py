@@ -182,6 +182,10 @@ def test_data_that_cannot_be_taken_get_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(
+    keras.__version__.startswith("3.10"),
+    reason="tells the first batch of an execution, not the last",
+)
 def test_callbacks_are_told_of_executions_as_by_keras():
     told = []
 

@@ -16,6 +16,14 @@ def compiled_model(jit_compile="auto"):
     return model
 
 
+def test_muon_of_a_keras_in_which_it_fails_is_refused(monkeypatch):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(tfamp.wrap_optimizer(keras.optimizers.Muon()), "mse")
+    monkeypatch.setattr(keras, "__version__", "3.12.1")
+    with pytest.raises(tfamp.InputError, match=r"keras>=3\.13.*AdamW"):
+        tfamp.fit(model, tf.ones([2, 2]), tf.ones([2, 1]))
+
+
 def resolve(jit, model, is_custom=False):
     return preconditions.resolve_jit(
         jit, model, tf.distribute.get_strategy(), is_custom

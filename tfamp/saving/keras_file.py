@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfamp import keras_internals
 from tfamp.saving import shares
 from tfamp.saving.load import load_model
 from tfamp.saving.quantizers import Made, layer_names
@@ -40,7 +41,7 @@ def write(
         with warnings.catch_warnings():
             # Of each layer that has nothing to quantize.
             warnings.simplefilter("ignore")
-            copy.quantize(kind, filters=lambda layer: layer.name not in names)
+            keras_internals.quantize(copy, kind, names)
     copy.save(target)
     loaded = load_model(target, compile=False)
     return Made(

@@ -169,6 +169,7 @@ def fit(
         }
     )
     preconditions.check_compiled(model)
+    preconditions.check_optimizer(model)
     preconditions.check_takes(model, x, y)
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from absl import logging
+from packaging.version import Version
 
 # TensorFlow has no public way to ask.
 from tensorflow.python.framework.config import is_op_determinism_enabled
@@ -42,6 +43,20 @@ def check_compiled(model: keras.Model) -> None:
     if not model.compiled:
         raise InputError(
             f"Model {model.name!r} is not compiled; call model.compile(...)."
+        )
+
+
+def check_optimizer(model: keras.Model) -> None:
+    """Where Keras's own code fails on TensorFlow, that is said at once."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    is_muon = optimizer is not None and any(
+        isinstance(each, keras.optimizers.Muon)
+        for each in keras_internals.single_optimizers(optimizer)
+    )
+    if is_muon and Version(keras.__version__) < Version("3.13"):
+        raise InputError(
+            f"Muon of Keras {keras.__version__} fails on TensorFlow, in "
+            "Model.fit too; pip install 'keras>=3.13', or use AdamW."
         )
 
 
