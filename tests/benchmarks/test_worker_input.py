@@ -1,8 +1,11 @@
 """A worker's input: how much of it goes through the decoder."""
 
+import pytest
+
 from benchmarks import worker_input
 
 
+@pytest.mark.slow
 def test_only_sharded_workers_decode_their_part_alone(capsys):
     config = worker_input.Config(photographs=16, pixels=8, batch_size=8)
 

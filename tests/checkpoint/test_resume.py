@@ -135,6 +135,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
 
 
 class TestSigterm:
+    @pytest.mark.slow
     def test_saves_and_asks_to_be_started_again(self, never_stopped, tmp_path):
         job = Program(tmp_path)
         job.start()
@@ -151,6 +152,7 @@ class TestSigterm:
         assert job.end() == 0, job.errors.read_text()
         assert_same_bits(job.result(), never_stopped)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("saves", [True, False])
     def test_is_handled_as_before_where_nothing_can_be_saved(
         self, saves, tmp_path

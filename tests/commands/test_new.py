@@ -18,6 +18,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_new_recipe_learns_at_once(folder, capsys):
     assert cli.main(["new", "my_model"]) == 0
     assert "python my_model.py" in capsys.readouterr().out

@@ -371,6 +371,7 @@ def test_overflows_above_the_floor_do_not_end_training():
     assert float(optimizer.dynamic_scale.numpy()) == 2.0
 
 
+@pytest.mark.slow
 def test_training_ends_at_the_very_step_that_is_one_too_many(mirrored):
     with mirrored(2).scope():
         model = build_model()

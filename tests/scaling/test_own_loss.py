@@ -204,6 +204,7 @@ def of_guides(case, optimizer, strategy):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "optimizer", "replicas"),
     mostly_long(

@@ -57,6 +57,7 @@ def _devices(tensors):
     return len({tensor.op.device for tensor in tensors})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", mostly_slow([2, 4], always=[2]))
 def test_sixteen_bits_halve_what_each_step_sends(replicas, mirrored):
     whole, weights = traced_step(mirrored(replicas), None)

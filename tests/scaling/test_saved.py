@@ -80,6 +80,7 @@ def by_checkpoint(model, folder):
     return fresh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("inner", "save_and_load"),
     mostly_slow(

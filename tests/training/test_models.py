@@ -266,6 +266,7 @@ def test_evaluation_is_that_of_keras_on_two_replicas_too(builder, mirrored):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", mostly_slow([1, 3, 9], always=[9]))
 def test_evaluation_counts_every_row_once(rows, strategy):
     x = np.arange(1, rows + 1, dtype="float32")[:, None]
