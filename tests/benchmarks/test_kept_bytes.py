@@ -85,6 +85,7 @@ def test_the_description_adds_alike_tensors_up():
     assert f"[{ROWS}, 2]" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["batch norm", "rms norm"])
 def test_optimized_norms_keep_no_float32_of_16_bit_activations(name):
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -120,7 +120,7 @@ def values(strategy, iterator, count):
     ("pipeline", "replicas"),
     mostly_slow(
         itertools.product(NEVER_READ + READ, (1, 2)),
-        always=[(pipeline, 1) for pipeline in NEVER_READ[::2] + READ[::2]],
+        always=[(pipeline, 1) for pipeline in NEVER_READ[:1] + READ[:1]],
     ),
 )
 def test_the_next_batch_is_the_one_that_came_next(pipeline, replicas, mirrored):

@@ -138,6 +138,7 @@ def test_a_worker_decodes_no_row_of_another(workers, decoded):
     assert len(kept) == decoded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", mostly_long((2, 4), always=[2]))
 def test_fit_and_evaluate_have_the_numbers_of_one_process(replicas, mirrored):
     generator = np.random.default_rng(0)

@@ -126,6 +126,7 @@ def test_runs_without_error_or_warning_and_leaves_no_process(
     assert problems(path, kernel_environment) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "problem"),
     [

@@ -104,6 +104,7 @@ COUNTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     mostly_long(

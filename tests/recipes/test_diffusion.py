@@ -388,6 +388,7 @@ def test_guidance_leads_from_no_class_to_the_class_and_beyond(config, guidance):
     assert len(seen) == (1 if guidance == 1 else 2)
 
 
+@pytest.mark.slow
 def test_batches_follow_seed_and_epoch_and_those_evaluated_neither(config):
     def epochs(seed):
         train, evaluation = recipe.make_datasets(

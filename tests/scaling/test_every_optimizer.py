@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import MUON_WORKS
+from tests.conftest import MUON_WORKS, first_always
 
 OPTIMIZERS = sorted(
     name
@@ -22,7 +22,7 @@ GRADIENTS = (1.0, 1e18, 1.9e19, -3e38, np.inf, np.nan, 1e-30, 0.0, -2.0)
 APPLIED = 5
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", first_always(OPTIMIZERS, 5))
 def test_no_variable_is_ever_beyond_the_finite(name):
     weight = keras.Variable(np.ones((2, 2), "float32"))
     optimizer = tfamp.wrap_optimizer(getattr(keras.optimizers, name)())

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
-from tests.conftest import FLOAT32_ROUNDING, MUON_WORKS, first_always
+from tests.conftest import FLOAT32_ROUNDING, MUON_WORKS
 
 SCALE = 2.0**16
 ROWS = 8
@@ -121,7 +121,8 @@ def test_scaling_and_replicas_change_no_optimizers_weights(name, strategy):
     assert_trains_alike(OPTIMIZERS[name], strategy)
 
 
-@pytest.mark.parametrize("options", first_always(OPTIONS, 6))
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_clipping_and_averages_see_the_true_global_gradient(
     options, replicas, mirrored

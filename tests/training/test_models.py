@@ -213,8 +213,7 @@ def train_as_keras(builder, **options):
     mostly_slow(
         BUILDERS,
         always=[
-            *(several_inputs_and_outputs, masked_sequences, weighted_samples),
-            additional_losses,
+            *(several_inputs_and_outputs, weighted_samples),
         ],
     ),
 )
@@ -234,6 +233,7 @@ def test_history_and_weights_are_those_of_keras(builder):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "builder",
     first_always(

@@ -84,6 +84,7 @@ class Parts(keras.Model):
         return {name: head(x) for name, head in self.heads.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_dicts_masks_and_several_outputs_are_no_obstacle(is_compiled):
     keras.config.set_dtype_policy("mixed_bfloat16")
