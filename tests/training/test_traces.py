@@ -8,6 +8,7 @@ from keras import layers
 
 import tfamp
 from tests.conftest import mostly_slow
+from tfamp.distribute.new_variables import made_outside_of_graphs
 
 
 class Traced(layers.Layer):
@@ -70,3 +71,14 @@ def test_a_step_is_traced_once_for_each_replica(
         verbose=0,
     )
     assert Traced.count == calls
+
+
+def test_what_is_made_sees_no_graph_and_its_error_is_raised():
+    @tf.function
+    def traced():
+        made = made_outside_of_graphs(tf.executing_eagerly)
+        with pytest.raises(ZeroDivisionError):
+            made_outside_of_graphs(lambda: 1 // 0)
+        return made
+
+    assert traced()

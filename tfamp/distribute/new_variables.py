@@ -1,7 +1,7 @@
 """Variables that a step turns out to need while it is traced."""
 
-import threading
 from collections.abc import Callable
+from concurrent import futures
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -15,8 +15,5 @@ def made_outside_of_graphs(make: Callable[[], _T]) -> _T:
     largest part of the wait before the first step. What stands in the way of
     new variables is of its thread, so another thread is free of it.
     """
-    made: list[_T] = []
-    thread = threading.Thread(target=lambda: made.append(make()))
-    thread.start()
-    thread.join()
-    return made[0]
+    with futures.ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(make).result()
