@@ -19,24 +19,21 @@ from tfamp.recipe.flags import split_settings
 from tfamp.version import __version__
 
 # Modules of `tfamp/commands`, in the order of a person's work.
-COMMANDS = tuple(
-    importlib.import_module(f"tfamp.commands.{name}")
-    for name in (
-        "doctor",
-        "new",
-        "lint",
-        "compare",
-        "probe",
-        "tune",
-        "memory",
-        "bench",
-        "parity",
-        "export",
-        "portability",
-        "report",
-        "formats",
-        "completion",
-    )
+COMMANDS = (
+    "doctor",
+    "new",
+    "lint",
+    "compare",
+    "probe",
+    "tune",
+    "memory",
+    "bench",
+    "parity",
+    "export",
+    "portability",
+    "report",
+    "formats",
+    "completion",
 )
 
 
@@ -55,10 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings, argv = split_settings(argv)
         if not argv:
-            _parser().print_help()
+            _parser(COMMANDS).print_help()
             return 0
-        _check_command(argv[0])
-        args, others = _parser().parse_known_args(
+        args, others = _parser(_asked_for(argv[0])).parse_known_args(
             [_shield_negative(a) for a in argv]
         )
         recipe_argument.attach_settings(args, settings, others)
@@ -79,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tfamp",
         description="Mixed-precision training for Keras 3 on TensorFlow.",
@@ -87,18 +83,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_to(commands)
+    for name in names:
+        importlib.import_module(f"tfamp.commands.{name}").add_to(commands)
     return parser
 
 
-def _check_command(name: str) -> None:
-    known = [command.__name__.rpartition(".")[2] for command in COMMANDS]
-    if not name.startswith("-") and name not in known:
+def _asked_for(word: str) -> Sequence[str]:
+    """The commands to import for a first word: that one, where it will do."""
+    if word.startswith("-") or word == "completion":  # It describes them all.
+        return COMMANDS
+    if word not in COMMANDS:
         raise InputError(
-            f"Unknown command {name!r}; expected one of {', '.join(known)}."
-            f"{did_you_mean(name, known)}"
+            f"Unknown command {word!r}; expected one of {', '.join(COMMANDS)}."
+            f"{did_you_mean(word, COMMANDS)}"
         )
+    return (word,)
 
 
 def _shield_negative(argument: str) -> str:

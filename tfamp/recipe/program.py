@@ -38,7 +38,7 @@ from tfamp.errors import (
     did_you_mean,
 )
 from tfamp.files.standard_error import start_tensorflow_quietly
-from tfamp.recipe import hints, saved_model
+from tfamp.recipe import saved_model
 from tfamp.recipe.flags import parse_flags
 
 RECIPE_NAMES = ("Config", "make_datasets", "build_model", "train")
@@ -163,7 +163,9 @@ def report_exit(error: BaseException) -> int:
     """
     described = describe_exit(error)
     if described is None:
-        hints.add_hint(error)
+        from tfamp.recipe.hints import add_hint
+
+        add_hint(error)
         raise error
     line, status = described
     print(f"tfamp: {line}", file=sys.stderr)
