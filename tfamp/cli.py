@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings, argv = split_settings(argv)
         if not argv:
-            _parser(COMMANDS).print_help()
+            _parser().print_help()
             return 0
         args, others = _parser(_asked_for(argv[0])).parse_known_args(
             [_shield_negative(a) for a in argv]
@@ -75,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`.")
 
 
-def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tfamp",
         description="Mixed-precision training for Keras 3 on TensorFlow.",

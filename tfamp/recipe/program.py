@@ -163,13 +163,18 @@ def report_exit(error: BaseException) -> int:
     """
     described = describe_exit(error)
     if described is None:
-        from tfamp.recipe.hints import add_hint
-
-        add_hint(error)
+        _add_hint(error)
         raise error
     line, status = described
     print(f"tfamp: {line}", file=sys.stderr)
     return status
+
+
+def _add_hint(error: BaseException) -> None:
+    # Looks through the known issues, which few programs need.
+    from tfamp.recipe.hints import add_hint
+
+    add_hint(error)
 
 
 def _lost_by(error: BaseException) -> WorkerLostError | None:
@@ -222,7 +227,7 @@ def _run(train, config_class, argv):
         described = describe_exit(error)
         if described is None:
             end_record(_one_line(f"{type(error).__name__}: {error}"))
-            hints.add_hint(error)
+            _add_hint(error)
             raise
         end_record(described[0])
         return report_exit(error)
