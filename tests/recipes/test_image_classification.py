@@ -307,7 +307,6 @@ def test_flawed_examples_end_in_one_line_and_status_2(
         ("--strategy=parameter_server", "mirrored"),
         ("--batch_size=2000", "1437"),
         ("--batch_size=0", "batch_size=0"),
-        ("--num_devices=3", "divisible"),
         ("--microbatches=3", "microbatches"),
         ("--label_smoothing=1", "label_smoothing=1"),
         ("--learning_rate=nan", "learning_rate=nan"),

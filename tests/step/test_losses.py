@@ -214,3 +214,41 @@ def test_no_batch_of_a_generator_is_lost_to_a_trial():
 
     mean = np.mean([2.0 * i**2 for i in range(1, 41)])
     np.testing.assert_allclose(history["loss"], mean, rtol=1e-5)
+
+
+class Branching(keras.Model):
+    """A mean in evaluation, and a sum in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, kernel_initializer="ones")
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        errors = keras.ops.square(y - y_pred)
+        return keras.ops.sum(errors) if training else keras.ops.mean(errors)
+
+
+def test_of_a_loss_that_knows_training_the_one_that_trains_is_tried(mirrored):
+    x = np.arange(1, 9, dtype="float32")[:, None] / 8
+    with mirrored(2).scope():
+        model = Branching()
+        model.compile(keras.optimizers.SGD(0.01))
+    history = tfamp.fit(model, x, 0 * x, batch_size=8, shuffle=False, verbose=0)
+    total = np.sum(x.astype("float64") ** 2)
+    np.testing.assert_allclose(history.history["loss"], [total], rtol=1e-5)
+    expected = 1 - 0.01 * 2 * total
+    np.testing.assert_allclose(model.dense.kernel, [[expected]], rtol=1e-5)
+    loss = tfamp.evaluate(model, x, 0 * x)["loss"]
+    outputs = x * expected + np.array(model.dense.bias)
+    np.testing.assert_allclose(loss, np.mean(outputs**2), rtol=1e-5)
+
+
+def test_a_loss_may_be_a_number_of_python_on_replicas(mirrored):
+    with mirrored(2).scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile("sgd", lambda y, outputs: 3)
+    x = np.ones((4, 1), "float32")
+    assert tfamp.evaluate(model, x, x)["loss"] == 3

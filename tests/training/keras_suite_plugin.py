@@ -110,17 +110,30 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def scope():
+def scope(request):
+    """Each test by itself in the scope: its `setUp` clears the session, and
+    with it the scope that it is in.
+    """
     called.clear()
     if REPLICAS == 1:
-        yield
         return
-    strategy = tf.distribute.MirroredStrategy(
-        [f"CPU:{i}" for i in range(REPLICAS)],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
-    with strategy.scope():
-        yield
+    test = request.node.obj
+
+    @functools.wraps(test)
+    def in_scope(*args, **kwargs):
+        strategy = tf.distribute.MirroredStrategy(
+            [f"CPU:{i}" for i in range(REPLICAS)],
+            cross_device_ops=tf.distribute.ReductionToOneDevice(),
+        )
+        scope = strategy.scope()
+        scope.__enter__()
+        try:
+            return test(*args, **kwargs)
+        finally:
+            if tf.distribute.get_strategy() is strategy:
+                scope.__exit__(None, None, None)
+
+    request.node.obj = in_scope
 
 
 MISSING = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -169,7 +170,7 @@ def test_a_pipe_gets_a_line_now_and_then_in_a_long_epoch(capsys, monkeypatch):
     bar.close()
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == "epoch 1/1  0/9  0 s  waiting for the first step"
-    assert last.startswith("epoch 1/1  2/9  0 s  loss 0.5000  accuracy 0.7500")
+    assert re.match(r"epoch 1/1  2/9  \d s, \d s left  loss 0.5000", last)
 
 
 def test_a_notebook_gets_one_line_that_is_written_over(capsys, monkeypatch):
@@ -181,10 +182,41 @@ def test_a_notebook_gets_one_line_that_is_written_over(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     *_, before, blank, line = out.split("\r")
-    assert before.rstrip() == "epoch 1/1  0/9  0 s  waiting for the first step"
+    assert before.rstrip() == (
+        f"epoch 1/1  {20 * '─'} 0/9  0 s  waiting for the first step"
+    )
     assert len(blank) >= len(before.rstrip())
     assert blank.isspace()
     assert line.startswith("epoch 1/1  loss 0.5000")
+
+
+def test_a_notebook_sees_a_bar_and_whole_figures(capsys, monkeypatch):
+    monkeypatch.setattr(progress_bar, "_NOTEBOOK_SECONDS", 0.01)
+    monkeypatch.setattr(progress_bar, "_is_notebook", lambda: True)
+    bar = started_bar()
+    many = LOGS | {f"a_metric_{n}": 0.5 for n in range(9)}
+    for step, logs in ((3, LOGS), (6, many)):
+        bar.on_train_batch_end(step, logs)
+        time.sleep(0.1)
+    bar.close()
+    shown = re.sub(r"\d s, \d s left", "TIME", capsys.readouterr().out)
+    lines = [line.rstrip() for line in shown.split("\r")]
+    fourth = f"epoch 1/1  {8 * '━'}{12 * '─'} 4/9  TIME"
+    # For the speed there is no room.
+    figures = "loss 0.5000  accuracy 0.7500  scale 2^16"
+    assert f"{fourth}  {figures}" in lines
+    seventh = f"epoch 1/1  {15 * '━'}{5 * '─'} 7/9  TIME"
+    figures = "loss 0.5000  accuracy 0.7500  a_metric_0 0.5000"
+    assert lines[-1] == f"{seventh}  {figures}"
+    assert max(map(len, lines)) <= 100 - len("0 s, 0 s left") + len("TIME")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99.4, "99 s"), (242, "4:02"), (3842, "1:04:02")],
+)
+def test_a_time_is_told_in_few_characters(seconds, text):
+    assert progress_bar._time(seconds) == text
 
 
 def test_averaged_weights_are_evaluated_for_a_last_line(capsys):
@@ -228,6 +260,7 @@ def test_a_bar_that_is_dropped_gives_the_cursor_back(terminal):
         ({"loss_scale": 0.0}, "scale 0"),
         ({"loss_scale": math.inf}, "scale inf"),
         ({"peak_memory_bytes": 3 * 2**29}, "1.50 GiB"),
+        ({"step_milliseconds": 1234.5}, "1,234 ms/step"),
         ({"loss": math.nan}, "loss nan"),
         ({"loss": 1e-5, "mse": 2e6}, "loss 1.000e-05  mse 2.000e+06"),
         ({"accuracy": 1.0, "loss": 0.0}, "loss 0.0000  accuracy 1.0000"),

@@ -136,3 +136,24 @@ def test_every_kind_of_data_trains_evaluates_and_predicts(kind):
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, always=["dict"]))
 def test_and_on_replicas(kind, mirrored):
     assert_as_by_hand(trained(kind, mirrored(2)))
+
+
+def test_replicas_share_sparse_rows_and_batches_they_do_not_divide(mirrored):
+    x = A * (A > 0)
+    weights = np.ones((2, 1))
+    for begin in (0, 7, 14):
+        rows = x[begin : begin + 7].astype("float64")
+        error = rows @ weights - Y[begin : begin + 7]
+        weights = weights - 0.1 * 2 * rows.T @ error / 7
+    rows = tf.sparse.from_dense(x)
+    dataset = tf.data.Dataset.from_tensor_slices((rows, Y))
+    with mirrored(2).scope():
+        layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+        model = keras.Sequential([keras.Input((2,)), layer])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+    tfamp.fit(model, dataset.batch(7, drop_remainder=True), verbose=0)
+    np.testing.assert_allclose(model.get_weights()[0], weights, rtol=2e-5)
+    outputs = tfamp.predict(model, dataset.batch(5))
+    np.testing.assert_allclose(outputs, x @ weights, rtol=2e-5, atol=2e-6)
+    loss = tfamp.evaluate(model, dataset.batch(5))["loss"]
+    np.testing.assert_allclose(loss, np.mean((x @ weights - Y) ** 2), rtol=2e-5)

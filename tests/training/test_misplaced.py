@@ -45,8 +45,12 @@ def test_what_the_caller_kept_or_left_stays_so():
     assert [layer.compute_dtype for layer in model.layers] == kept
 
 
-def test_a_model_built_before_set_precision():
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_model_built_before_set_precision(is_kept):
     model = build_model()
+    if is_kept:
+        # There was nothing to keep.
+        tfamp.keep_float32(model)
     tfamp.set_precision("mixed_float16")
     with pytest.warns(UserWarning, match=r"set_precision\('mixed_float16'\) a"):
         tfamp.fit(model, X, Y, verbose=0)

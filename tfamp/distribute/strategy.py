@@ -188,12 +188,13 @@ def distribute_batches(
         A dataset to be iterated; its elements are `Share`s.
 
     Raises:
-        InputError: where the batch size is known and the number of replicas
-            does not divide it.
+        InputError: on a TPU, where the batch size is known and the number of
+            replicas does not divide it.
     """
     replicas = strategy.num_replicas_in_sync
     batch_size = static_rows(dataset.element_spec)
-    if batch_size is not None and batch_size % replicas:
+    is_on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    if is_on_tpu and batch_size is not None and batch_size % replicas:
         raise InputError(
             f"The batch size {batch_size} is not divisible by {replicas} "
             f"replicas; use {max(batch_size // replicas, 1) * replicas}."
@@ -380,11 +381,6 @@ def _has_tpu() -> bool:
 
 def _check_can_split(element_spec: Any, replicas: int) -> None:
     for spec in tf.nest.flatten(element_spec):
-        if isinstance(spec, tf.SparseTensorSpec):
-            raise InputError(
-                f"Sparse tensors cannot be split over {replicas} replicas; "
-                "map tf.sparse.to_dense over the dataset."
-            )
         if not hasattr(spec, "shape"):
             raise InputError(
                 f"The dataset yields a None, which TensorFlow cannot give to "

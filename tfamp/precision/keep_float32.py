@@ -154,6 +154,7 @@ def keep_float32(
     released = kinds is None and _release(model, places)
     if not any(_is_16_bit(place.layer) for place in (_root(model), *places)):
         return []
+    keras_internals.mark(model, "tfamp_had_16_bits")
     former = before.remember([model, *(place.layer for place in places)])
     kept = {}
     for place in places:

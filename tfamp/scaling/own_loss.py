@@ -128,6 +128,8 @@ class Part:
             return self._of_mean(value)
 
         def reduce(own, values, *args, **kwargs):
+            # A loss may be a number of Python.
+            values = keras.ops.convert_to_tensor(values)
             reduced = self._reduced(own, values, *args, **kwargs)
             if len(values.shape) and not len(reduced.shape):
                 note()
@@ -167,7 +169,6 @@ class Part:
         reduction="sum_over_batch_size",
         dtype=None,
     ):
-        values = tf.convert_to_tensor(values)
         arguments = values, sample_weight, mask
         if reduction in (None, "none") or values.shape.rank == 0:
             return reduce(*arguments, reduction, dtype)

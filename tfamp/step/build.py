@@ -371,7 +371,8 @@ def _pieces(
     """What the pieces of a batch need to know of the whole."""
     if plan is None:
         plan = losses.outline(model, share.data, training)
-    return plan, losses.denominators(model, plan, share.data, share.rows)
+    counts = losses.denominators(model, plan, share.data, share.rows, training)
+    return plan, counts
 
 
 def _part(rows: tf.Tensor, batch_rows: tf.Tensor) -> tf.Tensor:

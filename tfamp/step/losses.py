@@ -32,7 +32,11 @@ def outline(model: keras.Model, data: Any, training: bool) -> Plan:
 
 
 def denominators(
-    model: keras.Model, plan: Plan, data: Any, rows: tf.Tensor
+    model: keras.Model,
+    plan: Plan,
+    data: Any,
+    rows: tf.Tensor,
+    training: bool,
 ) -> list[tf.Tensor]:
     """What the counted losses are divided by, over all replicas.
 
@@ -45,10 +49,11 @@ def denominators(
         plan: what its terms are.
         data: the replica's rows.
         rows: how many of them count.
+        training: whether for a loss as in training.
     """
     if not any(plan.counted):
         return []
-    found, _ = recorded(model, data, training=False)
+    found, _ = recorded(model, data, training=False, of_training=training)
     counts = [
         tf.where(rows > 0, tf.cast(leaf.denominator, tf.float32), 0.0)
         for leaf, is_counted in zip(found.leaves, plan.counted, strict=True)
@@ -109,19 +114,30 @@ def loss_of_piece(
 
 
 def recorded(
-    model: keras.Model, data: Any, training: bool, is_moved: bool = False
+    model: keras.Model,
+    data: Any,
+    training: bool,
+    is_moved: bool = False,
+    of_training: bool | None = None,
 ) -> tuple[terms.Terms, tf.Tensor]:
     """The terms of a pass that leaves no trace, and the whole loss.
 
-    Weights that are moved a little tell what is 0 by chance.
+    Args:
+        model: compiled and built.
+        data: a batch, or specs of one.
+        training: whether layers are called as in training.
+        is_moved: whether weights are moved a little, which tells what is 0 by
+            chance.
+        of_training: whether the loss is that of training; None for as layers.
     """
+    of_training = training if of_training is None else of_training
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
     def pass_():
         outputs = call(model, x, training)
         with terms.recorded(model) as found:
             loss = compute_loss(
-                model, x, y, outputs, sample_weight, training=training
+                model, x, y, outputs, sample_weight, training=of_training
             )
         return found, loss
 

@@ -159,7 +159,8 @@ class _Trial:
         return whole, [self._run(pass_, part) for part, _ in parts], rows
 
     def _numbers(self, training: bool, is_moved: bool = False):
-        return _Pass(self.model, training, is_moved)
+        # The loss is that which is trained, also where layers draw nothing.
+        return _Pass(self.model, training, is_moved, self.training)
 
     def _run(self, pass_: Callable, data: Any, in_scope: bool = False) -> dict:
         def run():
@@ -265,14 +266,15 @@ class _Trial:
 class _Pass:
     """A pass over some rows that returns each term and the whole loss."""
 
-    def __init__(self, model, training, is_moved):
+    def __init__(self, model, training, is_moved, of_training):
         self.model = model
         self.training = training
         self.is_moved = is_moved
+        self.of_training = of_training
 
     def __call__(self, data) -> dict:
         found, total = losses.recorded(
-            self.model, data, self.training, self.is_moved
+            self.model, data, self.training, self.is_moved, self.of_training
         )
         return {
             "leaves": [
@@ -289,7 +291,7 @@ class _PartPass:
 
     def __init__(self, pass_, plan, part, counts):
         self.model, self.training = pass_.model, pass_.training
-        self.is_moved = pass_.is_moved
+        self.is_moved, self.of_training = pass_.is_moved, pass_.of_training
         self.plan, self.part, self.counts = plan, part, counts
 
     def __call__(self, data) -> tf.Tensor:
@@ -304,7 +306,7 @@ class _PartPass:
                 tf.constant(self.part),
                 [tf.constant(each, tf.float32) for each in self.counts],
                 (x, y, outputs, weight),
-                training=self.training,
+                training=self.of_training,
             )
             return loss
 

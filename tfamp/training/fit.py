@@ -170,7 +170,7 @@ def fit(
     )
     preconditions.check_compiled(model)
     preconditions.check_optimizer(model)
-    preconditions.check_takes(model, x, y)
+    preconditions.check_takes("tfamp.fit", model, x, y)
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
@@ -406,7 +406,7 @@ def evaluate(
     """
     preconditions.check_runs_eagerly("tfamp.evaluate")
     preconditions.check_compiled(model)
-    preconditions.check_takes(model, x, y)
+    preconditions.check_takes("tfamp.evaluate", model, x, y)
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})
     misplaced.check_scope(model)
     strategy = model.distribute_strategy

@@ -65,9 +65,9 @@ def _strategy_unused(model: keras.Model) -> str | None:
 
 
 def _policy_came_late(model: keras.Model) -> str | None:
-    is_kept = keras_internals.is_marked(model, "tfamp_keep_float32")
-    if is_kept or precision_of(model) != "float32":
-        # All that a small model computes may be its head, which was kept.
+    # All that a small model computes may be its head, which was kept.
+    had_16_bits = keras_internals.is_marked(model, "tfamp_had_16_bits")
+    if had_16_bits or precision_of(model) != "float32":
         return None
     wanted = last_precision()
     now = keras.config.dtype_policy().name

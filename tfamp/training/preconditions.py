@@ -77,7 +77,7 @@ def check_batches(
 ) -> None:
     batch_size = static_rows(dataset.element_spec)
     pieces = strategy.num_replicas_in_sync * microbatches
-    if batch_size is not None and batch_size % pieces:
+    if microbatches > 1 and batch_size is not None and batch_size % pieces:
         raise InputError(
             f"The batch size {batch_size} is not divisible by "
             f"{strategy.num_replicas_in_sync} replicas times {microbatches} "
@@ -192,13 +192,13 @@ def check_validation_freq(frequency: int | Collection[int]) -> None:
         )
 
 
-def check_takes(model: keras.Model, x: Any, y: Any) -> None:
+def check_takes(name: str, model: keras.Model, x: Any, y: Any) -> None:
     """`(x, y)` in a tuple is two inputs to Keras, where one is wanted."""
     inputs = getattr(model, "inputs", None) or ()
     if y is None and isinstance(x, tuple) and len(inputs) == 1 < len(x):
         raise InputError(
             f"x is a tuple of {len(x)}, but the model has one input; pass "
-            "targets by themselves: fit(model, x, y)."
+            f"targets by themselves: {name}(model, x, y)."
         )
 
 

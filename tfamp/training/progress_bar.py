@@ -25,6 +25,7 @@ from rich.text import Text
 
 # Fits beside a sidebar.
 _NOTEBOOK_COLUMNS = 100
+_NOTEBOOK_BAR = 20
 _NOTEBOOK_SECONDS = 0.5
 # Whoever reads a log is to see within 30 s that training goes on.
 _PIPE_SECONDS = 25.0
@@ -45,7 +46,8 @@ class ProgressBar(keras.callbacks.Callback):
     """Shows loss, metrics, loss scale, skipped steps, speed and time left.
 
     A terminal gets a live bar, and above it one line for each finished epoch;
-    a notebook a line that is written over and stays when the epoch is over.
+    a notebook a line with a bar, that is written over, and its figures stay
+    when the epoch is over.
     Anything else, as a pipe or a log file, gets a line for each epoch, and in
     epochs that take longer one every 25 seconds, in plain text.
 
@@ -60,7 +62,8 @@ class ProgressBar(keras.callbacks.Callback):
         self._ticker: _Ticker | None = None
         self._steps: int | None = None
         self._steps_done = 0
-        self._shown = _WAITING
+        # Figures that were told last in this epoch.
+        self._logs: Mapping[str, float] = {}
         # Columns of the line that is to be written over.
         self._written = 0
 
@@ -71,7 +74,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.close()
         self._epoch_start = time.monotonic()
         self._steps_done = 0
-        self._shown = _WAITING
+        self._logs = {}
         self._title = f"epoch {epoch + 1}/{self.params.get('epochs', '?')}"
         self._doing = ""
         if self._one_line_per_epoch:
@@ -92,7 +95,7 @@ class ProgressBar(keras.callbacks.Callback):
         # An execution that the data's end cut short counts as whole.
         self._steps_done = min(batch + 1, self._steps or batch + 1)
         if logs:
-            self._shown = format_figures(logs)
+            self._logs = dict(logs)
         if self._live is not None:
             self._progress.update(self._task, completed=self._steps_done)
             if logs:
@@ -154,13 +157,24 @@ class ProgressBar(keras.callbacks.Callback):
     def _so_far(self) -> str:
         steps = f"{self._steps_done}/{self._steps or '?'}{self._doing}"
         seconds = time.monotonic() - self._epoch_start
-        return f"{self._title}  {steps}  {seconds:.0f} s  {self._shown}"
+        if not self._steps or not 0 < self._steps_done < self._steps:
+            return f"{steps}  {_time(seconds)}"
+        left = seconds * (self._steps / self._steps_done - 1)
+        return f"{steps}  {_time(seconds)}, {_time(left)} left"
 
     def _write_line(self):
-        print(self._so_far(), flush=True)
+        figures = format_figures(self._logs) or _WAITING
+        print(f"{self._title}  {self._so_far()}  {figures}", flush=True)
 
     def _write_over(self):
-        line = self._so_far()[: _columns()]
+        line = f"{self._title}  {self._so_far()}"
+        if self._steps:
+            bar = _bar(self._steps_done / self._steps)
+            line = f"{self._title}  {bar} {self._so_far()}"
+        room = _columns() - len(line) - 2
+        # One line only can be written over.
+        figures, *_ = format_figures(self._logs, room).split("\n")
+        line = f"{line}  {figures or _WAITING}"[: _columns()]
         padding = " " * max(0, self._written - len(line))
         self._written = len(line)
         print(f"\r{line}{padding}", end="", flush=True)
@@ -260,6 +274,23 @@ def _broken(figures: list[str], columns: int) -> str:
     return "\n    ".join(lines)
 
 
+def _time(seconds: float) -> str:
+    """As short as it can be told: `42 s`, `4:02` minutes, `1:04:02` hours."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    start = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{start}:{rest:02d}"
+
+
+def _bar(share: float) -> str:
+    """A bar of text, as wide whatever share of it is done."""
+    done = int(share * _NOTEBOOK_BAR)
+    return "━" * done + "─" * (_NOTEBOOK_BAR - done)
+
+
 def _is_notebook() -> bool:
     return Console().is_jupyter
 
@@ -285,7 +316,8 @@ def _format(name, value):
         case "examples_per_second":
             return f"{value:,.0f} examples/s"
         case "step_milliseconds":
-            return f"{value:.3g} ms/step"
+            digits = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            return f"{digits} ms/step"
         case "peak_memory_bytes":
             return f"{value / 2**30:.2f} GiB"
     plain = value == 0 or 1e-3 <= abs(value) < 1e5
