@@ -1,7 +1,8 @@
 """Keras's own tests of fit, evaluate and predict, with tfamp in their place.
 
 They come with Keras, and run as they are: `keras_suite_plugin.py` gives them
-our functions. What differs is listed with its reason, and is no wrong number.
+our functions, and puts each into the scope of two replicas. What differs is
+listed with its reason, and is no wrong number.
 """
 
 import os

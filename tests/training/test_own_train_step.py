@@ -90,3 +90,77 @@ def test_the_scaler_of_a_layer_is_made_safe_and_its_skips_are_counted():
     assert isinstance(model.layer.own, tfamp.LossScaleOptimizer)
     assert history["skipped_steps"] == [1]
     assert np.isfinite(model.get_weights()[0]).all()
+
+
+class TwoNumbers(keras.metrics.Metric):
+    """Counts calls; its result is a dict."""
+
+    def __init__(self):
+        super().__init__(name="numbers")
+        self.calls = self.add_variable((), "zeros", name="calls")
+
+    def update_state(self, y, outputs, sample_weight=None):
+        self.calls.assign_add(1.0)
+
+    def result(self):
+        return {"one": self.calls + 0.0, "two": self.calls * 2}
+
+
+class AsInTheGuides(keras.Model):
+    """Returns all metrics by name, those of `compile` in one dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, kernel_initializer="ones")
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x))
+        weights = self.trainable_weights
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return self.numbers(loss, y, x) | {"rows": tf.constant([1.0, 3.0])}
+
+    def test_step(self, data):
+        x, y = data
+        loss = self.compute_loss(y=y, y_pred=self(x), training=False)
+        return self.numbers(loss, y, x)
+
+    def numbers(self, loss, y, x):
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(y, self(x))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+def test_logs_in_dicts_and_arrays_are_those_of_model_fit():
+    x = np.linspace(0, 1, 8, dtype="float32")[:, None]
+
+    def histories(fit):
+        for make in (
+            AsInTheGuides,
+            lambda: keras.Sequential([AsInTheGuides().dense]),
+        ):
+            keras.utils.set_random_seed(0)
+            model = make()
+            model.compile("sgd", "mse", metrics=["mae", TwoNumbers()])
+            yield fit(
+                model,
+                x,
+                2 * x,
+                batch_size=4,
+                validation_data=(x, x),
+                verbose=0,
+            ).history
+
+    for ours, stock in zip(
+        histories(tfamp.fit), histories(keras.Model.fit), strict=True
+    ):
+        assert {"mae", "one", "two", "val_one"} <= set(stock) <= set(ours)
+        for name, values in stock.items():
+            np.testing.assert_allclose(ours[name], values, rtol=1e-6)

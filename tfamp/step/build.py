@@ -29,6 +29,7 @@ from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.scaling.own_loss import OwnStep, Part, rows_known
 from tfamp.step import losses
 from tfamp.step.batch_statistics import BatchStatistics
+from tfamp.step.logs import flattened
 from tfamp.step.terms import Plan
 
 Logs = dict[str, tf.Tensor]
@@ -285,7 +286,7 @@ def custom_evaluation_step(
             logs = model.test_step(share.data)
         # A replica without rows was given one that does not count.
         tf.cond(share.rows > 0, lambda: None, forget)
-        returned.update(logs if isinstance(logs, dict) else ())
+        returned.update(flattened(logs))
         values = {
             name: keras.ops.cast(value, "float32")
             for name, value in _unlisted(model, logs).items()
@@ -293,7 +294,6 @@ def custom_evaluation_step(
         return {
             name: tf.math.multiply_no_nan(value, part)
             for name, value in values.items()
-            if value.shape.rank == 0
         }
 
     return step
@@ -431,10 +431,12 @@ def _unlisted(model: keras.Model, logs: Logs | None) -> Logs:
     Its loss is among them: a step of its own may leave Keras's mean alone.
     """
     names = {metric.name for metric in model.metrics}
-    names |= set(model.get_metrics_result())
+    names |= set(flattened(model.get_metrics_result()))
     names -= {keras_internals.loss_tracker(model).name}
     return {
-        name: value for name, value in (logs or {}).items() if name not in names
+        name: value
+        for name, value in flattened(logs).items()
+        if name not in names
     }
 
 

@@ -14,6 +14,7 @@ from tfamp.distribute.strategy import distribute_batches
 from tfamp.errors import INPUT_ERROR_MARK, InputError
 from tfamp.precision.policy import precision_of
 from tfamp.step import build
+from tfamp.step.logs import flattened
 from tfamp.step.trial import plan_of
 from tfamp.training import preconditions
 from tfamp.training.data import Batches
@@ -153,7 +154,7 @@ def metrics_now(model: keras.Model, step: Callable) -> dict[str, float]:
     """The metrics as they stand, over all replicas; waits for the device."""
     logs = {
         name: _python_number(value)
-        for name, value in model.get_metrics_result().items()
+        for name, value in flattened(model.get_metrics_result()).items()
     }
     tracker = keras_internals.loss_tracker(model)
     if tracker in model.metrics and not float(tracker.count.numpy()):

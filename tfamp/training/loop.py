@@ -1,6 +1,7 @@
 """Many steps in one graph call."""
 
 import contextlib
+from typing import Any
 
 import tensorflow as tf
 
@@ -107,9 +108,10 @@ class Loop:
         return int(self._done.numpy()[1])
 
     @property
-    def logs(self) -> dict[str, float]:
+    def logs(self) -> dict[str, Any]:
         """What the last step returned: the mean over replicas."""
-        return {name: float(v.numpy()) for name, v in self._logs.items()}
+        logs = {name: each.numpy() for name, each in self._logs.items()}
+        return {n: v if v.ndim else float(v) for n, v in logs.items()}
 
     def run(self, iterator, steps: int) -> bool:
         """Runs that many steps, or up to an event; False where data ended."""
@@ -126,13 +128,19 @@ class Loop:
 
     def _keep(self, strategy: tf.distribute.Strategy, logs: Logs) -> None:
         for name, value in logs.items():
-            if name not in self._logs:
-                self._logs[name] = made_outside_of_graphs(
-                    lambda: tf.Variable(0.0, trainable=False)
-                )
             # Collectives have no mean of booleans, nor one of 8 bits.
             number = strategy.run(tf.cast, args=(value, tf.float32))
+            shape = strategy.experimental_local_results(number)[0].shape
+            if not shape.is_fully_defined():
+                # As many as the replica has rows: no mean has them.
+                continue
             mean = strategy.reduce("MEAN", number, axis=None)
+            if name not in self._logs:
+                self._logs[name] = made_outside_of_graphs(
+                    lambda shape=shape: tf.Variable(
+                        tf.zeros(shape), trainable=False
+                    )
+                )
             self._logs[name].assign(mean)
 
 
