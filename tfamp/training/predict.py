@@ -146,7 +146,8 @@ def _outputs_of(
 
     @tf.autograph.experimental.do_not_convert
     def run(share):
-        outputs, places = strategy.run(step, args=(share,))
+        with keras_internals.differentiated_within():
+            outputs, places = strategy.run(step, args=(share,))
         if is_multi_worker(strategy):
             # One by one: together they would have to be of one dtype.
             return keras.tree.map_structure(
