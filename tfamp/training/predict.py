@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfamp import keras_internals
 from tfamp.distribute import reduction
 from tfamp.distribute.consensus import is_chief
+from tfamp.distribute.parting import part
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.distribute.workers import worker_errors
 from tfamp.errors import InputError
@@ -76,6 +77,7 @@ def predict(
                 verbose=1 if verbose == "auto" else verbose,
             ),
         )
+        part(strategy)
     if not pieces:
         raise InputError("The dataset ended before the first batch.")
     if verbose and is_chief(strategy):
