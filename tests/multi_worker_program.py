@@ -297,6 +297,42 @@ def resumable(strategy, directory=None, callbacks=()):
     return {f"state{i}": value for i, value in enumerate(values)}
 
 
+def parting(strategy, folder):
+    """Whether each function returns after the chief is at the end of it."""
+
+    class Late(keras.callbacks.Callback):
+        """Is at the end long after the last thing that workers do together."""
+
+        def _end(self, name):
+            if _worker(strategy) == 0:
+                time.sleep(1.0)
+                (folder / f"chief-ended-{name}").touch()
+
+        def on_train_end(self, logs=None):
+            self._end("fit")
+
+        def on_test_end(self, logs=None):
+            self._end("evaluate")
+
+        def on_predict_end(self, logs=None):
+            self._end("predict")
+
+    x = np.ones((BATCH, 6), "float32")
+    dataset = tf.data.Dataset.from_tensors((x, np.zeros(BATCH, "int32")))
+    with strategy.scope():
+        model = _classifier("float32")
+    ended = {}
+    for function, data in (
+        (tfamp.fit, dataset),
+        (tfamp.evaluate, dataset),
+        (tfamp.predict, x),
+    ):
+        function(model, data, callbacks=[Late()], verbose=0)
+        name = function.__name__
+        ended[name] = (folder / f"chief-ended-{name}").exists()
+    return ended
+
+
 def interrupted(strategy, folder, number, worker, epoch):
     """`resumable`, in which one worker gets a signal in the given epoch."""
     if worker != _worker(strategy):
@@ -404,6 +440,8 @@ def main(folder, *scenarios):
                 results = interrupted(strategy, folder, **json.loads(arguments))
             case "files":
                 results = files(strategy, folder)
+            case "parting":
+                results = parting(strategy, folder)
             case _:
                 results = SCENARIOS[name](strategy)
         np.savez(folder / f"{name}-{_worker(strategy)}.npz", **results)

@@ -1,5 +1,7 @@
 """Each private detail of Keras that tfamp leans on still does what it did."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -736,3 +738,44 @@ def test_sums_of_gradients_go_through_another_function_and_back():
     np.testing.assert_array_equal(weight, [-1.0])
     optimizer.apply([tf.constant([1.0])], [weight])
     np.testing.assert_array_equal(weight, [-2.0])
+
+
+def test_records_of_custom_gradients_go_with_the_trace_and_no_others():
+    @tf.custom_gradient
+    def tripled(x):
+        return 3 * x, lambda upstream: 5 * upstream
+
+    def gradient(x):
+        def body(i, total):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.cond(x > 0, lambda: tripled(x), lambda: x)
+            return i + 1, total + tape.gradient(y, x)
+
+        return tf.while_loop(lambda i, _: i < 2, body, [0, 0.0])[1]
+
+    def records():
+        module = sys.modules["tensorflow.python.framework.ops"]
+        found = module.gradient_registry._registry
+        return {name for name in found if name.startswith("CustomGradient-")}
+
+    inner = tf.function(tripled)
+    before = records()
+    kept = tf.function(lambda x: gradient(inner(x)))
+    assert float(kept(tf.constant(1.0))) == 10.0
+    of_others = records() - before
+    assert len(of_others) >= 2
+
+    @tf.function
+    def dropping(x):
+        with keras_internals.differentiated_within():
+            return gradient(x) + gradient(inner(x))
+
+    assert float(dropping(tf.constant(1.0))) == 20.0
+    assert records() == before | of_others
+    # That of a function within is there for whoever calls it next.
+    with tf.GradientTape() as tape:
+        x = tf.constant(1.0)
+        tape.watch(x)
+        y = inner(x)
+    assert float(tape.gradient(y, x)) == 5.0

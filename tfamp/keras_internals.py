@@ -956,6 +956,45 @@ def gradient_functions() -> list[tuple[Any, str]]:
     ]
 
 
+@contextlib.contextmanager
+def differentiated_within() -> Iterator[None]:
+    """Around all of a trace: what is traced is not differentiated later.
+
+    TensorFlow makes a record wherever a function with a gradient of its own is
+    traced, and never drops it, nor the graph that it holds. Here it is dropped.
+    """
+    yield
+    if tf.executing_eagerly():
+        return
+    graph = tf.compat.v1.get_default_graph()
+    module = sys.modules["tensorflow.python.framework.ops"]
+    records = module.gradient_registry._registry
+    for name, record in list(records.items()):
+        if (
+            name.startswith("CustomGradient-")
+            and _traced_in(record["type"]) is graph
+        ):
+            records.pop(name, None)
+
+
+def _traced_in(gradient: Callable) -> tf.Graph | None:
+    """The graph of a function, loops and branches included, of a record."""
+    module = sys.modules["tensorflow.python.ops.control_flow_v2_func_graphs"]
+    for computing in _closed_over(gradient):
+        for value in tf.nest.flatten(_closed_over(computing)):
+            if isinstance(value, tf.Tensor) and hasattr(value, "graph"):
+                graph = value.graph
+                while isinstance(graph, module.ControlFlowFuncGraph):
+                    graph = graph.outer_graph
+                return graph
+    return None
+
+
+def _closed_over(function: Any) -> list[Any]:
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell.cell_contents for cell in cells]
+
+
 def storing_functions() -> list[tuple[Any, str]]:
     """What stores tensors in something of one dtype, by owner and name."""
     module = sys.modules["tensorflow.python.ops.resource_variable_ops"]

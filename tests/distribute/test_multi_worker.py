@@ -48,6 +48,7 @@ SCENARIOS = {
     (2, ""): ("small", "evaluation", "overflow"),
     (2, "slow"): (
         *("blame", "stop", "files", "sharded", "prediction", "reduction"),
+        "parting",
     ),
     (2, "long"): ("recipe", "low_rank", "matrix", "resumable"),
     (3, "long"): ("small", "evaluation", "recipe"),
@@ -331,6 +332,13 @@ def test_a_callback_on_one_worker_stops_all(job, callback, epochs, steps):
 
     assert results[f"{callback}_epochs"] == epochs
     assert results[f"{callback}_iterations"] == steps
+
+
+@pytest.mark.slow
+def test_no_worker_goes_on_while_another_may_still_read_of_it(job):
+    ended = job(2, "parting")
+
+    assert all(ended[name] for name in ("fit", "evaluate", "predict"))
 
 
 @pytest.mark.slow

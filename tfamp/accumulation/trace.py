@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tfamp import keras_internals
 from tfamp.accumulation.kernels import adds_in_16_bits
 from tfamp.accumulation.rewrite import sums_in_float32
 
@@ -19,6 +20,7 @@ def summing_in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     layers of users and in gradients too, is traced apart, changed
     (`tfamp.accumulation.rewrite`) and becomes part of the graph that is being
     made. Called eagerly, and on TPUs, which add in float32, it is as it was.
+    All gradients are to be taken within it.
 
     Args:
         function: takes anything, and returns a structure of tensors and None.
@@ -33,6 +35,7 @@ def summing_in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         structure = None
 
+        @keras_internals.differentiated_within()
         def trace() -> list[tf.Tensor | None]:
             nonlocal structure
             structure = function(*args, **kwargs)

@@ -76,7 +76,11 @@ def train_step(
         forget = remember(model.metrics_variables)
         # A function per trace: each replica has variables of its own.
         passes = (
-            tf.function(_passes, jit_compile=True, autograph=False)
+            tf.function(
+                keras_internals.differentiated_within()(_passes),
+                jit_compile=True,
+                autograph=False,
+            )
             if jit
             else _passes
         )

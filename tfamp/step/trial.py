@@ -75,6 +75,7 @@ class _Trial:
     def trace(self, spec: Any) -> terms.Terms:
         found = []
 
+        @keras_internals.differentiated_within()
         def pass_(data) -> None:
             found.append(losses.recorded(self.model, data, self.training)[0])
 
@@ -167,7 +168,10 @@ class _Trial:
             function = (
                 pass_
                 if self.model.run_eagerly
-                else tf.function(pass_, autograph=False)
+                else tf.function(
+                    keras_internals.differentiated_within()(pass_),
+                    autograph=False,
+                )
             )
             return tf.nest.map_structure(float, function(data))
 

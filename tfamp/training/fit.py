@@ -18,6 +18,7 @@ from tfamp.checkpoint.preemption import ending_on_sigterm
 from tfamp.checkpoint.store import Checkpoints
 from tfamp.distribute.agreement import check_alike
 from tfamp.distribute.consensus import is_chief, number_of_workers
+from tfamp.distribute.parting import part
 from tfamp.distribute.strategy import computes_on_gpus
 from tfamp.distribute.workers import worker_errors
 from tfamp.errors import InputError
@@ -331,6 +332,7 @@ def fit(
                     bar.show_final(
                         {f"val_{name}": each for name, each in results.items()}
                     )
+            part(strategy)
             return history
     finally:
         # Keras tells callbacks nothing when training raises.
@@ -442,6 +444,7 @@ def evaluate(
         safe.build_rest(model, spec, is_custom)
     with worker_errors():
         results = evaluator.run()
+        part(strategy)
     if verbose and is_chief(strategy):
         print(format_figures(results), flush=True)
     if return_dict:

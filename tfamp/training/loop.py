@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfamp import keras_internals
 from tfamp.accumulation.trace import summing_in_float32
 from tfamp.distribute.new_variables import made_outside_of_graphs
 from tfamp.distribute.strategy import computes_on_gpus, devices_of
@@ -82,10 +83,11 @@ class Loop:
                     return i + tf.where(has_event, 1 + _EVENT, 1)
 
             self.graph = tf.compat.v1.get_default_graph()
-            # One at a time: where the data end, the step before is whole.
-            (end,) = tf.while_loop(
-                lambda i: i < steps, body, [0], parallel_iterations=1
-            )
+            with keras_internals.differentiated_within():
+                # One at a time: where the data end, the step before is whole.
+                (end,) = tf.while_loop(
+                    lambda i: i < steps, body, [0], parallel_iterations=1
+                )
             return end
 
         def many_steps_eagerly(iterator, steps) -> int:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfamp import keras_internals
 from tfamp.distribute import reduction
 from tfamp.distribute.consensus import is_chief
+from tfamp.distribute.parting import part
 from tfamp.distribute.strategy import distribute_batches
 from tfamp.distribute.workers import worker_errors
 from tfamp.errors import InputError
@@ -76,6 +77,7 @@ def predict(
                 verbose=1 if verbose == "auto" else verbose,
             ),
         )
+        part(strategy)
     if not pieces:
         raise InputError("The dataset ended before the first batch.")
     if verbose and is_chief(strategy):
@@ -146,7 +148,8 @@ def _outputs_of(
 
     @tf.autograph.experimental.do_not_convert
     def run(share):
-        outputs, places = strategy.run(step, args=(share,))
+        with keras_internals.differentiated_within():
+            outputs, places = strategy.run(step, args=(share,))
         if is_multi_worker(strategy):
             # One by one: together they would have to be of one dtype.
             return keras.tree.map_structure(

@@ -187,9 +187,10 @@ def _counting(
 
     @tf.autograph.experimental.do_not_convert
     def one_step(iterator) -> tf.Tensor:
-        share = iterator.get_next()
-        counts = strategy.run(counted_step, args=(share,))
-        return strategy.reduce("SUM", counts, axis=None)
+        with keras_internals.differentiated_within():
+            share = iterator.get_next()
+            counts = strategy.run(counted_step, args=(share,))
+            return strategy.reduce("SUM", counts, axis=None)
 
     if not model.run_eagerly:
         one_step = tf.function(one_step)
