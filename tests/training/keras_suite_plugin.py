@@ -7,6 +7,7 @@ them, and counts as skipped. `KERAS_SUITE_STOCK=1` leaves Keras's own in place.
 """
 
 import functools
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -94,6 +95,9 @@ def pytest_configure(config):
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * REPLICAS,
     )
+    if REPLICAS > 1:
+        case = importlib.import_module("keras.src.testing").TestCase
+        case.setUp = set_up_in_scope(case.setUp)
     trainer = keras.src.backend.tensorflow.trainer.TensorFlowTrainer
     for function in (fit, evaluate, predict):
         name = function.__name__
@@ -110,30 +114,33 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def scope(request):
-    """Each test by itself in the scope: its `setUp` clears the session, and
-    with it the scope that it is in.
-    """
+def nothing_called():
     called.clear()
-    if REPLICAS == 1:
-        return
-    test = request.node.obj
 
-    @functools.wraps(test)
-    def in_scope(*args, **kwargs):
+
+def set_up_in_scope(set_up):
+    """A `setUp` that leaves the test, and what follows of `setUp`, in a scope.
+
+    Not before: it clears the session, and with it the scope that it is in.
+    """
+
+    @functools.wraps(set_up)
+    def in_scope(test):
+        set_up(test)
         strategy = tf.distribute.MirroredStrategy(
             [f"CPU:{i}" for i in range(REPLICAS)],
             cross_device_ops=tf.distribute.ReductionToOneDevice(),
         )
         scope = strategy.scope()
         scope.__enter__()
-        try:
-            return test(*args, **kwargs)
-        finally:
+
+        def leave():
             if tf.distribute.get_strategy() is strategy:
                 scope.__exit__(None, None, None)
 
-    request.node.obj = in_scope
+        test.addCleanup(leave)
+
+    return in_scope
 
 
 MISSING = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]

@@ -43,6 +43,16 @@ DIFFERENT = {
         for mode in ("eager", "jit", "non_jit")
     },
 }
+OF_A_VARIABLE = (
+    "reads int(variable), which Keras's variables of several replicas lack"
+)
+ON_REPLICAS = {
+    "test_best_case_step": OF_A_VARIABLE,
+    "test_model_state_is_current_on_epoch_end": OF_A_VARIABLE,
+    "test_multi_optimizer_with_model_fit": OF_A_VARIABLE,
+    "test_nested_inputs": "Keras's predict_on_batch has the rows of each "
+    "replica, where each has all",
+}
 # Run where the package is installed.
 OF_TENSORBOARD = dict.fromkeys(
     (
@@ -105,15 +115,20 @@ def files_that_fit():
     not (KERAS / "trainers" / "trainer_test.py").exists(),
     reason="this Keras comes without its tests",
 )
+@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize(
     "select", [SAMPLE, pytest.param("", marks=pytest.mark.long)]
 )
-def test_what_differs_from_model_fit_is_listed(select):
-    failed, passed = run(files_that_fit(), replicas=1, select=select)
-    assert len(DIFFERENT) <= 25
+def test_what_differs_from_model_fit_is_listed(select, replicas):
+    failed, passed = run(files_that_fit(), replicas, select)
+    listed = DIFFERENT | (ON_REPLICAS if replicas > 1 else {})
+    assert len(DIFFERENT | ON_REPLICAS) <= 25
     if select:
-        assert failed == {"test_callback_methods_keys"}
+        assert failed == listed.keys() & {
+            "test_callback_methods_keys",
+            "test_nested_inputs",
+        }
         assert passed >= 5
     else:
-        assert failed == DIFFERENT.keys()
+        assert failed == listed.keys()
         assert passed > 200

@@ -10,7 +10,7 @@ def flattened(logs: Any) -> dict[str, Any]:
     `{m.name: m.result() for m in model.metrics}`, as Keras's guides write it,
     has all metrics of `compile` in one dict.
     """
-    found = {}
+    found: dict[str, Any] = {}
     if isinstance(logs, Mapping):
         for name, value in logs.items():
             is_inside = isinstance(value, Mapping)

@@ -1,8 +1,10 @@
 """Many steps in one graph call."""
 
 import contextlib
+import functools
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfamp import keras_internals
@@ -138,10 +140,9 @@ class Loop:
                 continue
             mean = strategy.reduce("MEAN", number, axis=None)
             if name not in self._logs:
+                zeros = np.zeros(shape, "float32")
                 self._logs[name] = made_outside_of_graphs(
-                    lambda shape=shape: tf.Variable(
-                        tf.zeros(shape), trainable=False
-                    )
+                    functools.partial(tf.Variable, zeros, trainable=False)
                 )
             self._logs[name].assign(mean)
 
