@@ -5,6 +5,7 @@ our functions, and puts each into the scope of two replicas. What differs is
 listed with its reason, and is no wrong number.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -44,15 +45,18 @@ DIFFERENT = {
     },
 }
 OF_A_VARIABLE = (
-    "reads int(variable), which Keras's variables of several replicas lack"
+    "reads a variable by int() or __array__, which those of replicas lack"
 )
 ON_REPLICAS = {
     "test_best_case_step": OF_A_VARIABLE,
+    "test_cooldown": OF_A_VARIABLE,
     "test_model_state_is_current_on_epoch_end": OF_A_VARIABLE,
     "test_multi_optimizer_with_model_fit": OF_A_VARIABLE,
     "test_nested_inputs": "Keras's predict_on_batch has the rows of each "
     "replica, where each has all",
 }
+# There Keras's own optimizer fails in it, before it comes to fit.
+NOT_ON_REPLICAS = {"test_ema"}
 # Run where the package is installed.
 OF_TENSORBOARD = dict.fromkeys(
     (
@@ -121,14 +125,18 @@ def files_that_fit():
 )
 def test_what_differs_from_model_fit_is_listed(select, replicas):
     failed, passed = run(files_that_fit(), replicas, select)
-    listed = DIFFERENT | (ON_REPLICAS if replicas > 1 else {})
-    assert len(DIFFERENT | ON_REPLICAS) <= 25
+    listed = set(DIFFERENT)
+    if replicas > 1:
+        listed = listed - NOT_ON_REPLICAS | ON_REPLICAS.keys()
+    if importlib.util.find_spec("tensorboard"):
+        listed |= OF_TENSORBOARD.keys()
+    assert len(DIFFERENT | ON_REPLICAS | OF_TENSORBOARD) <= 25
     if select:
-        assert failed == listed.keys() & {
+        assert failed == listed & {
             "test_callback_methods_keys",
             "test_nested_inputs",
         }
         assert passed >= 5
     else:
-        assert failed == listed.keys()
+        assert failed == listed
         assert passed > 200

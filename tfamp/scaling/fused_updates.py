@@ -154,7 +154,7 @@ def _scalars_of_adam(adam: keras.optimizers.Adam, rate) -> dict[str, tf.Tensor]:
     power = tf.pow(tf.cast(adam.beta_2, dtype), step)
     epsilon = tf.cast(adam.epsilon, dtype)
     rounded = float(dtype.as_numpy_dtype(adam.beta_2))
-    if rounded and rounded != adam.beta_2:
+    if 0 < rounded < 1 and rounded != adam.beta_2:
         # 1 - beta_2 ** step of the rounded one, over that of Keras's.
         moved = tf.cast(math.log(adam.beta_2 / rounded), dtype) * step
         root = tf.math.rsqrt(1 - moved * power / (1 - power))
