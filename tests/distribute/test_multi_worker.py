@@ -45,10 +45,10 @@ MARGIN_SECONDS = 10
 
 # Jobs, by how many workers they have and the mark of their tests.
 SCENARIOS = {
-    (2, ""): ("small", "evaluation", "overflow"),
+    (2, ""): ("small", "overflow"),
     (2, "slow"): (
         *("blame", "stop", "files", "sharded", "prediction", "reduction"),
-        "parting",
+        *("evaluation", "parting"),
     ),
     (2, "long"): ("recipe", "low_rank", "matrix", "resumable"),
     (3, "long"): ("small", "evaluation", "recipe"),
@@ -211,6 +211,7 @@ def test_workers_train_the_image_recipe_as_one_process_does(job, workers):
     assert np.isclose(ours, theirs, **FLOAT32_ROUNDING).mean() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", mostly_long((2, 3), always=[2]))
 def test_each_example_counts_once_in_uneven_last_batches(job, workers):
     results = job(workers, "evaluation")

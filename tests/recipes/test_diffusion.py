@@ -406,6 +406,7 @@ def test_batches_follow_seed_and_epoch_and_those_evaluated_neither(config):
         np.testing.assert_array_equal(first_eval[0][name], other_eval[0][name])
 
 
+@pytest.mark.slow
 def test_each_image_has_noise_and_time_of_its_own(config):
     """So have replicas, which share a batch out by rows."""
     inputs, velocity = next(iter(recipe.make_datasets(config)[0]))

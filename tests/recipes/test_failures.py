@@ -152,6 +152,7 @@ def test_what_is_not_finite_stands_above_the_numbers():
     assert len(marks) == 60
 
 
+@pytest.mark.slow
 def test_training_returns_the_metrics_of_the_test_images(config):
     config = dataclasses.replace(
         config, failure="clipping_scaled_gradients", healed=True, epochs=2

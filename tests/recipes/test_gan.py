@@ -12,7 +12,12 @@ from recipes import gan as recipe
 from recipes.adversarial import logits_and_gradients
 from recipes.data import pixels
 from recipes.frechet import frechet_distance, known_distances
-from tests.conftest import FLOAT32_ROUNDING, mostly_long, mostly_slow
+from tests.conftest import (
+    FLOAT32_ROUNDING,
+    first_always,
+    mostly_long,
+    mostly_slow,
+)
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp.precision.policy import PRECISIONS
 
@@ -297,6 +302,7 @@ def test_the_distance_of_gaussians_is_that_of_the_formula():
     assert frechet_distance(mixed, centered) > 0.1
 
 
+@pytest.mark.slow
 def test_images_and_noise_follow_the_seed_and_change_by_epoch(config):
     def epochs(seed):
         train, _ = recipe.make_datasets(dataclasses.replace(config, seed=seed))
@@ -358,12 +364,21 @@ def test_a_saved_gan_is_loaded_and_trains_on(config, batch, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "splits", "image_size", "shape", "coarsest"),
-    [
-        # Down to 7 pixels a side, with four times the channels.
-        ("mnist", ["train", "test"], 0, (28, 28, 1), (7, 4)),
-        # Of 218 x 178 pixels the middle, made smaller; and no labels.
-        ("celeb_a", ["train", "validation", "test"], 32, (32, 32, 3), (4, 8)),
-    ],
+    first_always(
+        [
+            # Down to 7 pixels a side, with four times the channels.
+            ("mnist", ["train", "test"], 0, (28, 28, 1), (7, 4)),
+            # Of 218 x 178 pixels the middle, made smaller; and no labels.
+            (
+                "celeb_a",
+                ["train", "validation", "test"],
+                32,
+                (32, 32, 3),
+                (4, 8),
+            ),
+        ],
+        1,
+    ),
 )
 def test_published_images_are_read_at_their_size_or_another(
     config, tmp_path, name, splits, image_size, shape, coarsest

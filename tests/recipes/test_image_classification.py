@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 import tfamp
 from recipes import image_classification as recipe
 from recipes.data import loading
-from tests.conftest import mostly_long
+from tests.conftest import first_always, mostly_long
 from tfamp.precision.policy import PRECISIONS
 
 
@@ -62,6 +62,7 @@ def test_two_steps_train_in_every_precision_on_one_and_two_replicas(
     assert results["loss_scale"] == scale
 
 
+@pytest.mark.slow
 def test_training_learns_and_ends_with_the_averaged_weights(
     config, tiny_model, monkeypatch
 ):
@@ -99,11 +100,14 @@ def test_one_seed_gives_one_result_and_another_seed_another(config, tiny_model):
 
 @pytest.mark.parametrize(
     ("precision", "dtype"),
-    [
-        ("float32", "float32"),
-        ("mixed_bfloat16", "bfloat16"),
-        ("mixed_float16", "float16"),
-    ],
+    first_always(
+        [
+            ("float32", "float32"),
+            ("mixed_bfloat16", "bfloat16"),
+            ("mixed_float16", "float16"),
+        ],
+        1,
+    ),
 )
 def test_images_come_in_the_compute_dtype_and_labels_one_hot(
     config, precision, dtype
@@ -130,6 +134,7 @@ def test_evaluation_covers_every_test_image_unchanged(config):
     )
 
 
+@pytest.mark.slow
 def test_the_training_data_repeat_with_the_seed_and_change_by_epoch(config):
     def epochs():
         keras.utils.set_random_seed(0)
@@ -276,10 +281,13 @@ def run(*flags):
 
 @pytest.mark.parametrize(
     ("flaw", "message"),
-    [
-        ("nan", "an image with label 3 has 1 pixels"),
-        ("label", "label -1 is out of range"),
-    ],
+    first_always(
+        [
+            ("nan", "an image with label 3 has 1 pixels"),
+            ("label", "label -1 is out of range"),
+        ],
+        1,
+    ),
 )
 def test_flawed_examples_end_in_one_line_and_status_2(
     tmp_path, tiny_model, monkeypatch, capsys, flaw, message

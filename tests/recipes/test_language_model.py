@@ -18,7 +18,7 @@ import tfamp
 from recipes import generation, transformer
 from recipes import language_model as recipe
 from tests import matmul_dtypes
-from tests.conftest import mostly_long, mostly_slow
+from tests.conftest import first_always, mostly_long, mostly_slow
 from tfamp.saving import load
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -164,6 +164,7 @@ def test_the_learning_rate_warms_up_and_decays_to_a_tenth(config):
     )
 
 
+@pytest.mark.slow
 def test_a_gpt_of_512_by_4_has_the_weights_it_should(config):
     model = recipe.decoder(
         dataclasses.replace(config, num_layers=4, width=512, num_heads=8), 8192
@@ -258,6 +259,7 @@ def test_what_is_behind_a_padding_mask_is_not_seen():
     )
 
 
+@pytest.mark.slow
 def test_normalized_queries_and_keys_bound_the_attention_logits(config):
     def spread(qk_norm):
         keras.utils.set_random_seed(0)
@@ -295,6 +297,7 @@ def test_generation_continues_as_the_model_would_one_by_one(config):
     np.testing.assert_array_equal(drawn, [expected] * 2)
 
 
+@pytest.mark.slow
 def test_samples_follow_the_temperature_and_the_seed(config):
     model = recipe.build_model(config)
 
@@ -382,19 +385,22 @@ def test_a_run_leaves_a_model_that_loads(finished_run, topics_dir):
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [
-        ("--dataset=digits", "has no text"),
-        ("--tokenizer=no.model", "'bytes' or a SentencePiece"),
-        ("--vocabulary_size=100", "256 or more"),
-        ("--width=18", "width=18 is not divisible by num_heads=2"),
-        ("--num_heads=3", "use 18"),
-        ("--sequence_length=1000000", "use a shorter one"),
-        ("--sequence_length=0", "sequence_length=0"),
-        ("--dropout=1", "dropout=1"),
-        ("--temperature=-1", "temperature=-1"),
-        ("--eval_split=test", "no split 'test'"),
-        ("--output_dir=/dev/null/out", "/dev/null/out"),
-    ],
+    first_always(
+        [
+            ("--dataset=digits", "has no text"),
+            ("--tokenizer=no.model", "'bytes' or a SentencePiece"),
+            ("--vocabulary_size=100", "256 or more"),
+            ("--width=18", "width=18 is not divisible by num_heads=2"),
+            ("--num_heads=3", "use 18"),
+            ("--sequence_length=1000000", "use a shorter one"),
+            ("--sequence_length=0", "sequence_length=0"),
+            ("--dropout=1", "dropout=1"),
+            ("--temperature=-1", "temperature=-1"),
+            ("--eval_split=test", "no split 'test'"),
+            ("--output_dir=/dev/null/out", "/dev/null/out"),
+        ],
+        3,
+    ),
 )
 def test_a_bad_flag_ends_in_one_line_and_status_2(
     topics_dir, capsys, flag, message

@@ -352,6 +352,7 @@ def test_glyphs_become_squares_of_the_height_and_stay_within_0_and_1():
     np.testing.assert_array_equal(glyphs.labels, [3, 4])
 
 
+@pytest.mark.slow
 def test_emnist_is_set_upright_and_all_its_classes_have_logits(
     config, tmp_path
 ):

@@ -17,7 +17,7 @@ from recipes import language_model, low_rank, low_rank_file
 from recipes import lora as recipe
 from recipes.data import text
 from recipes.int8_dense import Int8Dense
-from tests.conftest import mostly_long
+from tests.conftest import first_always, mostly_long
 from tests.resumable_run import StopAfter, Stopped, assert_same_bits
 from tfamp import keras_internals
 from tfamp.checkpoint.frozen import frozen_weights
@@ -141,6 +141,7 @@ def test_without_updates_it_computes_what_its_base_does(config):
     assert np.abs(model(bytes_of(2)) - base(bytes_of(2))).max() > 0.01
 
 
+@pytest.mark.slow
 def test_branches_begin_apart_and_alike_for_a_seed(config):
     def beginnings(seed):
         keras.utils.set_random_seed(seed)
@@ -319,7 +320,8 @@ def test_two_replicas_with_collectives_train_on_a_narrow_base(
 
 
 @pytest.mark.parametrize(
-    ("targets", "count"), [("attention", 4), ("mlp", 3), ("all", 7)]
+    ("targets", "count"),
+    first_always([("attention", 4), ("mlp", 3), ("all", 7)], 1),
 )
 def test_targets_choose_the_kernels(config, targets, count):
     model = recipe.build_model(dataclasses.replace(config, targets=targets))
@@ -551,20 +553,23 @@ def bad_bases(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [
-        (["--base={bad}/none.keras"], "is not there"),
-        (["--base={bad}/text.keras"], "is no .keras file"),
-        (["--base={bad}/classifier.keras"], "[B, T, V]"),
-        (["--base={bad}/vocabulary.keras"], "a vocabulary of 512"),
-        (["--base={bad}/quantized.keras"], "block0_query to int8"),
-        (["--base={bad}/table.keras"], "none among the 0 Dense layers"),
-        (["--base={base}", "--sequence_length=17"], "use 16 or less"),
-        (["--base={base}", "--rank=17"], "use 16 or less"),
-        (["--base={base}", "--rank=0", "--base_dtype=int8"], "rank of 1"),
-        (["--base={base}", "--base_dtype=int4"], "int4"),
-        (["--base={base}", "--dataset=manuals/c"], "'manuals/library'"),
-        (["--base_dataset=digits"], "has no text"),
-    ],
+    first_always(
+        [
+            (["--base={bad}/none.keras"], "is not there"),
+            (["--base={bad}/text.keras"], "is no .keras file"),
+            (["--base={bad}/classifier.keras"], "[B, T, V]"),
+            (["--base={bad}/vocabulary.keras"], "a vocabulary of 512"),
+            (["--base={bad}/quantized.keras"], "block0_query to int8"),
+            (["--base={bad}/table.keras"], "none among the 0 Dense layers"),
+            (["--base={base}", "--sequence_length=17"], "use 16 or less"),
+            (["--base={base}", "--rank=17"], "use 16 or less"),
+            (["--base={base}", "--rank=0", "--base_dtype=int8"], "rank of 1"),
+            (["--base={base}", "--base_dtype=int4"], "int4"),
+            (["--base={base}", "--dataset=manuals/c"], "'manuals/library'"),
+            (["--base_dataset=digits"], "has no text"),
+        ],
+        3,
+    ),
 )
 def test_bad_input_ends_in_one_line_and_status_2(
     topics_dir, base_file, bad_bases, capsys, flags, message

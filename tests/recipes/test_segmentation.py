@@ -220,6 +220,7 @@ def mocked(config, mask_values):
     )
 
 
+@pytest.mark.slow
 def test_photographs_with_masks_become_squares_with_labels_from_0(pets):
     with mocked(pets, [1, 2, 3]):
         train, evaluation = recipe.make_datasets(pets)

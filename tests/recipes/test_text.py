@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from recipes.data import corpus, text, tokens, topics
+from tests.conftest import first_always
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp import InputError
 
@@ -143,7 +144,9 @@ def test_published_data_sets_yield_texts_and_labels(
             data.read_labelled("train")
 
 
-@pytest.mark.parametrize("name", ["tiny_shakespeare", "wiki40b/en", "lm1b"])
+@pytest.mark.parametrize(
+    "name", first_always(["tiny_shakespeare", "wiki40b/en", "lm1b"], 1)
+)
 def test_published_texts_become_batches(published, name):
     loaded = corpus.load(name, published, "auto", "bytes", corpus.Cut(8, 2))
     for batches in (loaded.train_batches(seed=0), loaded.eval_batches()):
@@ -202,6 +205,7 @@ def test_more_texts_than_a_group_holds_lose_nothing():
     assert b"".join(windows(many, 8)) == b"abc\0" * 200
 
 
+@pytest.mark.slow
 def test_windows_begin_at_another_place_in_each_epoch():
     source = bytes(range(1, 201))
     packed = tokens.pack(dataset_of(source.decode("latin1")), BYTES, 8, seed=3)
@@ -341,6 +345,7 @@ def test_evaluation_reads_the_split_in_order_to_its_last_window(loaded):
     np.testing.assert_array_equal(inputs, expected)
 
 
+@pytest.mark.slow
 def test_training_data_repeat_with_the_seed_and_change_by_epoch(loaded):
     def epochs(seed):
         keras.utils.set_random_seed(0)
@@ -353,6 +358,7 @@ def test_training_data_repeat_with_the_seed_and_change_by_epoch(loaded):
     assert not np.array_equal(first[0], other[0])
 
 
+@pytest.mark.slow
 def test_limited_steps_repeat_a_short_text_and_cut_a_long_one(topics_dir):
     for steps in (2, 50):
         cut = corpus.Cut(64, 128, steps_per_epoch=steps, eval_steps=1)

@@ -16,7 +16,7 @@ from recipes.data import labelled_text, passages, subwords, text
 from recipes.data.masked_tokens import Masking, hide_tokens, mask_tokens
 from recipes.data.tokens import ByteTokenizer, make_tokenizer
 from tests import matmul_dtypes
-from tests.conftest import mostly_slow
+from tests.conftest import first_always, mostly_slow
 from tests.recipes.published_data import EXAMPLES, write_metadata
 from tfamp.files.output import utc_now
 from tfamp.precision.policy import PRECISIONS
@@ -382,6 +382,7 @@ def test_hidden_tokens_are_as_many_as_their_share_and_spare_the_spared():
     np.testing.assert_allclose(is_hidden[:, :59].mean(), 0.25, atol=0.02)
 
 
+@pytest.mark.slow
 def test_masks_follow_seed_and_epoch_and_those_of_evaluation_neither(config):
     def epochs(seed):
         train, evaluation = recipe.make_masked_datasets(
@@ -454,6 +455,7 @@ def one_batch(config):
     return next(iter(recipe.make_datasets(config)[1]))
 
 
+@pytest.mark.slow
 def test_texts_end_with_a_separator_and_are_padded_or_cut(config):
     config = dataclasses.replace(config, tokenizer="bytes", sequence_length=400)
     loaded = recipe._load(config)
@@ -479,6 +481,7 @@ def test_a_share_of_the_labels_is_from_all_over_the_text():
     np.testing.assert_array_equal(split.share(1.0).tokens, split.tokens)
 
 
+@pytest.mark.slow
 def test_few_labels_leave_all_texts_to_pretrain_on(config):
     config = dataclasses.replace(config, batch_size=10, label_share=0.1)
     loaded = recipe._load(config)
@@ -541,7 +544,7 @@ def published_dir(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "num_texts"),
-    [("imdb_reviews", 1), ("glue/sst2", 1), ("glue/mrpc", 2)],
+    first_always([("imdb_reviews", 1), ("glue/sst2", 1), ("glue/mrpc", 2)], 1),
 )
 def test_published_data_sets_become_batches_of_both_phases(
     config, published_dir, name, num_texts

@@ -193,6 +193,7 @@ def test_the_part_says_what_is_claimed_and_draws_it():
     assert "once in 4 times" in part.notes[0]
 
 
+@pytest.mark.slow
 def test_a_doubtful_speed_up_is_not_called_good():
     record = record_of([2.0, 2.0, 2.0])
     record["callouts"] = [{"rule": "too_small", "name": None, "message": "Hm."}]

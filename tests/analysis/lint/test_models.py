@@ -296,6 +296,7 @@ def test_the_model_and_the_random_state_are_bit_for_bit_as_before(
     assert state_of(model) == before
 
 
+@pytest.mark.slow
 def test_a_looked_at_model_trains_as_one_that_was_not():
     def trained(is_looked_at):
         keras.utils.set_random_seed(3)

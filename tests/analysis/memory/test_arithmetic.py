@@ -85,6 +85,7 @@ def test_seven_billion_weights_fit_eight_devices_in_shards_only():
     assert found.total == pytest.approx(7e9 * (2 + 12 / 8 + 4))
 
 
+@pytest.mark.slow
 def test_the_variables_of_a_training_take_that(mirrored):
     tfamp.set_precision("mixed_bfloat16")
     strategy = mirrored(4)

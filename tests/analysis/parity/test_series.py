@@ -148,6 +148,7 @@ def test_training_that_gives_up_is_a_result_and_does_not_pass():
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_no_number_is_a_result_and_does_not_pass(
     without_evaluations,
 ):

@@ -68,6 +68,7 @@ def test_a_loss_that_is_not_finite_is_none():
     assert found == {1: 1.0, 2: None, 3: 25.0}
 
 
+@pytest.mark.slow
 def test_steps_go_on_where_a_recipe_calls_fit_twice():
     model, recorder = linear_model(), StepLosses()
     with observing(Observer([recorder])):

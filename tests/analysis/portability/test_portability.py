@@ -79,6 +79,7 @@ def test_unknown_hardware_is_named():
         measure.devices(["Z80"])
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_1_where_a_device_fails(
     recipe,  # noqa: F811
     tmp_path,

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.analysis.report.test_run import epoch, leave
 from tfamp import cli
 from tfamp.analysis.page.part import Part, Table
@@ -115,6 +117,7 @@ def test_analyses_of_one_kind_share_a_table():
     assert side_by_side.tables_part(alike[:1]) is None
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_the_page_says_as_json(tmp_path, capsys):
     one, other = map(str, two_runs(tmp_path))
     page = tmp_path / "all.html"
