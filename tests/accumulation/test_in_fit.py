@@ -76,7 +76,8 @@ def biases_after_a_step(precision, strategy=None, **options):
     images = np.ones((8, 32, 32, 4), "float32")
     data = (images, (np.ones((8, 1), "float32"),) * len(made))
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
-    tfamp.fit(model, dataset, verbose=0, **options)
+    # In float32 nothing would have to be added in another dtype.
+    tfamp.fit(model, dataset, keep_float32=False, verbose=0, **options)
     return {name: np.asarray(layer.bias) for name, layer in made.items()}
 
 
@@ -129,7 +130,9 @@ def test_forward_passes_are_the_same_in_fit_and_in_evaluate(precision):
     )
     data = (np.ones((1, 3072), "float32"), np.zeros((1, 1), "float32"))
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(1)
-    history = tfamp.fit(model, dataset, validation_data=dataset, verbose=0)
+    history = tfamp.fit(
+        model, dataset, validation_data=dataset, keep_float32=False, verbose=0
+    )
     assert history.history["loss"] == [3072]
     assert history.history["val_loss"] == [3072]
 
