@@ -1,6 +1,7 @@
 """Each private detail of Keras that tfamp leans on still does what it did."""
 
 import functools
+import logging
 import sys
 
 import keras
@@ -440,6 +441,23 @@ def test_data_adapters_make_batches_of_arrays():
 def test_a_seed_is_seen():
     keras.utils.set_random_seed(1)
     assert keras_internals.has_global_seed()
+
+
+@pytest.mark.parametrize(
+    ("make", "is_warned"),
+    [(tf.function, True), (keras_internals.graph_function, False)],
+)
+def test_traces_of_one_code_are_counted_together(make, is_warned, caplog):
+    def function_of(number):
+        def function(x):
+            return x + number
+
+        return make(function)
+
+    with caplog.at_level(logging.WARNING):
+        sums = [int(function_of(i)(tf.constant(1))) for i in range(7)]
+    assert sums == [1, 2, 3, 4, 5, 6, 7]
+    assert ("retracing" in caplog.text) == is_warned
 
 
 def test_outputs_of_batches_are_put_together():

@@ -662,6 +662,39 @@ def weighted_values(
     return values, weights
 
 
+def graph_function(function: Callable, *, relaxes: bool = False) -> Callable:
+    """A `tf.function` whose traces are counted by themselves.
+
+    TensorFlow counts them by the code that is traced, whatever it closes over,
+    and warns of the fifth: of five models, or five calls of `fit`. What has no
+    code, as a partial, is counted alone.
+
+    Args:
+        function: any, of the caller's own; it is not converted by AutoGraph.
+        relaxes: whether a second shape makes that axis unknown.
+    """
+    return tf.function(
+        functools.partial(function), autograph=False, reduce_retracing=relaxes
+    )
+
+
+# What fits, evaluations and calls set on models and layers, while they run and
+# for good, and no later trace reads.
+MOVED_BY_CALLS = frozenset(
+    {
+        "_aggregate_additional_loss",
+        "history",
+        "stop_training",
+        "stop_evaluating",
+        "stop_predicting",
+        "train_function",
+        "test_function",
+        "predict_function",
+        "_losses",
+    }
+)
+
+
 def initial_epoch(model: keras.Model) -> int:
     """The epoch to begin with: `BackupAndRestore` found the ones before."""
     return model._initial_epoch or 0

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from tfamp import keras_internals
 from tfamp.distribute import reduction
 
 # By the number of bytes.
@@ -34,11 +35,10 @@ class ReplicaState:
     ):
         self._strategy = strategy
         self._variables = list(variables)
-        self._gather = tf.function(self._gather_now, autograph=False)
-        self._fingerprint = tf.function(self._fingerprint_now, autograph=False)
-        self._assign = tf.function(
-            self._assign_now, autograph=False, reduce_retracing=True
-        )
+        graph_function = keras_internals.graph_function
+        self._gather = graph_function(self._gather_now)
+        self._fingerprint = graph_function(self._fingerprint_now)
+        self._assign = graph_function(self._assign_now, relaxes=True)
 
     def read(self) -> dict[int, tf.Tensor]:
         """By position of the variable: a row for each replica.

@@ -7,6 +7,8 @@ callback is agreed on first.
 
 import tensorflow as tf
 
+from tfamp import keras_internals
+
 
 class Consensus:
     """Asks all workers of a strategy; costs one small all-reduce a question.
@@ -18,7 +20,7 @@ class Consensus:
     def __init__(self, strategy: tf.distribute.Strategy):
         self._is_alone = number_of_workers(strategy) == 1
 
-        @tf.function(autograph=False)
+        @keras_internals.graph_function
         def mean(values):
             per_replica = strategy.run(lambda: tf.identity(values))
             return strategy.reduce("MEAN", per_replica, axis=None)

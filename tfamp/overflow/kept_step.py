@@ -5,6 +5,7 @@ what is kept here the host can therefore run the very same step again.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,6 +89,11 @@ class KeptStep:
             with tf.device(device):
                 for slot, tensor in zip(self._slots[i], tensors, strict=True):
                     slot.assign(tensor)
+
+    def forget(self) -> None:
+        """Lets the batch go that is kept, and its memory."""
+        for slot in itertools.chain.from_iterable(self._slots):
+            slot.assign(tf.zeros([], slot.dtype))
 
     def has_event(self) -> tf.Tensor:
         """Whether the step that ends was skipped or a scale grew.

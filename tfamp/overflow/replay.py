@@ -156,10 +156,8 @@ class Replay:
                 return self._strategy.run(on_replica, args=(share, state))
 
         # A sum that overflows 16 bits in a replay did not do so in the step.
-        run = tf.function(
-            summing_in_float32(run) if is_narrow else run,
-            autograph=False,
-            reduce_retracing=True,
+        run = keras_internals.graph_function(
+            summing_in_float32(run) if is_narrow else run, relaxes=True
         )
 
         def measure(scales, share, state, piece) -> tuple[Pass, Any]:

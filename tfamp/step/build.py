@@ -318,13 +318,10 @@ def average_statistics(
         for variable, mean in zip(statistics, means, strict=True):
             variable.assign(mean)
 
-    @tf.function
-    @tf.autograph.experimental.do_not_convert
-    def average_everywhere() -> None:
-        strategy.run(average)
-
     has_any = statistics and strategy.num_replicas_in_sync > 1
-    return average_everywhere if has_any else lambda: None
+    if not has_any:
+        return lambda: None
+    return keras_internals.graph_function(lambda: strategy.run(average))
 
 
 def _statistics(model: keras.Model) -> list[tf.Variable]:

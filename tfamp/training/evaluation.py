@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from tfamp.precision.policy import precision_of
 from tfamp.step import build
 from tfamp.step.logs import flattened
 from tfamp.step.trial import plan_of
-from tfamp.training import preconditions
+from tfamp.training import preconditions, programs
 from tfamp.training.data import Batches
 from tfamp.training.loop import Loop
 from tfamp.training.warning import warn
@@ -26,6 +26,16 @@ _INPUT_PROBLEM = re.compile(
     r"|Cast string to \w+ is not supported"
     r"|indices\[[\d,]*\] = -?\d+ is not in \[.*?\)"
 )
+
+
+class _Evaluation(NamedTuple):
+    """What evaluates a model.
+
+    returned: by a `test_step` of the model's own; nothing else was evaluated.
+    """
+
+    loop: Loop
+    returned: set[str]
 
 
 class Evaluator:
@@ -55,10 +65,8 @@ class Evaluator:
         # Callbacks that watch batches see each.
         self._watched = watched
         self._batches = distribute_batches(strategy, dataset)
-        # Made when the model, its loss and metrics are built.
-        self._loop: Loop | None = None
-        # By a `test_step` of the model's own; nothing else was evaluated.
-        self._returned: set[str] = set()
+        # Of a model whose loops no other call may use.
+        self._made: _Evaluation | None = None
 
     def run(self, callbacks: bool = True) -> dict[str, float]:
         """Evaluates once; the batches of the next time are the same.
@@ -74,28 +82,30 @@ class Evaluator:
                 return self.run()
             finally:
                 self._callbacks, self._watched = others
-        if self._loop is None:
-            self._loop = self._make_loop()
+        with self._evaluation() as evaluation:
+            return self._run(evaluation)
+
+    def _run(self, evaluation: _Evaluation) -> dict[str, float]:
+        loop = evaluation.loop
+        loop.begin()
         model, limit = self._model, self._limit
         model.stop_evaluating = False
         self._callbacks.on_test_begin()
         model.reset_metrics()
         self._data.begin_epoch()
         iterator = iter(self._batches)
-        begin = self._loop.steps
         has_more = True
         while has_more and not model.stop_evaluating:
-            done = self._loop.steps - begin
             wanted = self._STEPS_PER_LOOP
             if self._watched:
                 wanted = model.steps_per_execution
             if limit is not None:
-                wanted = min(wanted, limit - done)
+                wanted = min(wanted, limit - loop.steps)
             if not wanted:
                 break
-            has_more = self._graph_call(self._loop, iterator, done, wanted)
+            has_more = self._graph_call(evaluation, iterator, wanted)
         self._data.end_epoch()
-        done = self._loop.steps - begin
+        done = loop.steps
         if not done:
             raise InputError("The dataset ended before the first batch.")
         if done < (self._data.steps or 0) and not model.stop_evaluating:
@@ -103,35 +113,48 @@ class Evaluator:
                 f"The data to evaluate on ended after {done} of "
                 f"{self._data.steps} steps."
             )
-        logs = self._results()
+        logs = self._results(evaluation)
         self._callbacks.on_test_end(logs)
         return logs
 
     def _graph_call(
-        self, loop: Loop, iterator: Iterator, done: int, wanted: int
+        self, evaluation: _Evaluation, iterator: Iterator, wanted: int
     ) -> bool:
         """Runs some steps; False where the data ended."""
+        loop = evaluation.loop
         before = loop.steps
         if self._watched:
-            self._callbacks.on_test_batch_begin(done)
+            self._callbacks.on_test_batch_begin(before)
         with graph_calls(self._model):
             has_more = loop.run(iterator, wanted)
         if self._watched and loop.steps > before:
             last = keras_internals.last_of_execution(
-                self._model, done, done + loop.steps - before
+                self._model, before, loop.steps
             )
-            self._callbacks.on_test_batch_end(last, self._results())
+            logs = self._results(evaluation)
+            self._callbacks.on_test_batch_end(last, logs)
         return has_more
 
-    def _results(self) -> dict[str, float]:
+    def _results(self, evaluation: _Evaluation) -> dict[str, float]:
         results = metrics_now(self._model, keras.Model.test_step)
-        if self._returned and self._loop is not None:
-            logs = self._loop.logs | results
-            results = {n: v for n, v in logs.items() if n in self._returned}
+        if returned := evaluation.returned:
+            logs = evaluation.loop.logs | results
+            results = {n: v for n, v in logs.items() if n in returned}
         return results
 
-    def _make_loop(self) -> Loop:
+    def _evaluation(self) -> contextlib.AbstractContextManager[_Evaluation]:
+        """What evaluates; to be made when the model and all of it is built."""
         model = self._model
+        if programs.can_keep(model):
+            spec = self._data.dataset.element_spec
+            options = ("evaluate", spec, model.run_eagerly)
+            return programs.lent(model, options, self._make)
+        self._made = self._made or self._make(lambda: None)
+        return contextlib.nullcontext(self._made)
+
+    def _make(self, on_trace: Callable[[], None]) -> _Evaluation:
+        model = self._model
+        returned: set[str] = set()
         strategy = model.distribute_strategy
         if type(model).test_step is keras.Model.test_step:
             replicas = strategy.num_replicas_in_sync
@@ -141,13 +164,15 @@ class Evaluator:
             )
             step = build.evaluation_step(model, strategy, plan)
         else:
-            step = build.custom_evaluation_step(model, strategy, self._returned)
-        return Loop(
+            step = build.custom_evaluation_step(model, strategy, returned)
+        loop = Loop(
             step,
             strategy,
             model.run_eagerly,
             is_narrow=precision_of(model) != "float32",
+            on_trace=on_trace,
         )
+        return _Evaluation(loop, returned)
 
 
 def metrics_now(model: keras.Model, step: Callable) -> dict[str, float]:

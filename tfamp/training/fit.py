@@ -4,8 +4,9 @@ The numbers are those of the global batch, whatever the number of replicas and
 microbatches.
 """
 
+import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, overload
 
 import keras
@@ -26,6 +27,7 @@ from tfamp.overflow import watch
 from tfamp.overflow.kept_step import KeptStep
 from tfamp.overflow.replay import Replay
 from tfamp.precision.layer_paths import walk
+from tfamp.precision.policy import precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer
 from tfamp.step import build
 from tfamp.step.terms import Plan
@@ -37,6 +39,7 @@ from tfamp.training import (
     misplaced,
     observers,
     preconditions,
+    programs,
     safe,
     swapped_averages,
     wire,
@@ -44,6 +47,7 @@ from tfamp.training import (
 from tfamp.training.autolog import callbacks_of_autolog
 from tfamp.training.callbacks import ScaleTimeline
 from tfamp.training.evaluation import Evaluator
+from tfamp.training.loop import Loop
 from tfamp.training.narrow_weights import in_16_bits
 from tfamp.training.progress_bar import ProgressBar, format_figures
 from tfamp.training.run import Run
@@ -81,7 +85,10 @@ def fit(
 ) -> keras.callbacks.History:
     """Trains a compiled Keras model under the strategy it was built in.
 
-    All arguments of `keras.Model.fit` mean what they mean there.
+    All arguments of `keras.Model.fit` mean what they mean there. The step that
+    was traced serves the next call too, unless something of the model or of
+    what it was compiled with has changed; variables of modules that its code
+    reads do not count, as in Keras.
 
     Args:
         model: compiled; `tfamp.wrap_optimizer` makes its optimizer safe on
@@ -233,11 +240,6 @@ def fit(
     )
     if scaled:
         safe.say(verbose, scaled)
-    # On all workers alike, whoever's callbacks they are.
-    is_told = on_overflow != "ignore" or any(
-        isinstance(callback, ScaleTimeline) for callback in callbacks
-    )
-    kept = _kept_step(model, optimizers, is_told)
     if number_of_workers(strategy) > 1:
         arguments = {
             "epochs": epochs,
@@ -275,71 +277,72 @@ def fit(
         # On all workers alike, whoever's callbacks it is for.
         watched=hooks.watch_batches(callbacks, "test"),
     )
-    run = Run(
+    loop_of_steps = _loop(
         model,
-        batches,
-        _step(
-            model,
-            optimizers,
-            is_custom,
-            microbatches,
-            jit,
-            plan,
-            hooks.stop_at_nan(callbacks),
-        ),
-        evaluator=evaluator,
-        validation_freq=validation_freq,
-        watch=watch.OverflowWatch(
-            optimizers,
-            on_overflow,
-            None
-            if kept is None
-            else Replay(
-                model,
-                _step(model, optimizers, is_custom, 1, False, plan),
-                optimizers,
-                kept,
-                microbatches,
-            ),
-            [
-                callback.on_scale_event
-                for callback in callbacks_here
-                if isinstance(callback, ScaleTimeline)
-            ],
-        ),
-        kept=kept,
-        checkpoints=None
-        if checkpoint_dir is None
-        else Checkpoints(
-            model,
-            checkpoint_dir,
-            with_frozen=checkpoint_frozen,
-            callbacks=CallbackStates(callbacks_here),
-        ),
-        steps_per_loop=steps_per_loop,
-        watched=hooks.watch_batches(callbacks, "train"),
-        callbacks=callback_list,
+        dataset.element_spec,
+        optimizers,
+        is_custom=is_custom,
+        microbatches=microbatches,
+        jit=jit,
+        plan=plan,
+        reports_nan=hooks.stop_at_nan(callbacks),
+        # On all workers alike, whoever's callbacks they are.
+        is_told=on_overflow != "ignore"
+        or any(isinstance(each, ScaleTimeline) for each in callbacks),
     )
-    model.stop_training = False
-    try:
-        with worker_errors(), full_disks_told():
-            with in_16_bits(model, dataset.element_spec):
-                history = run.epochs(epochs, initial_epoch)
-            if is_shown and run.leaves_averages and evaluator is not None:
-                # On all workers alike, whichever of them shows it.
-                results = evaluator.run(callbacks=False)
-                for bar in progress:
-                    bar.show_final(
-                        {f"val_{name}": each for name, each in results.items()}
-                    )
-            part(strategy)
-            return history
-    finally:
-        # Keras tells callbacks nothing when training raises.
-        for bar in progress:
-            bar.close()
-        for each in autolog:
-            each.close()
+    with loop_of_steps as loop:
+        replay = None
+        if loop.kept is not None:
+            step = _step(model, optimizers, is_custom, 1, False, plan)
+            replay = Replay(model, step, optimizers, loop.kept, microbatches)
+        run = Run(
+            model,
+            batches,
+            loop,
+            evaluator=evaluator,
+            validation_freq=validation_freq,
+            watch=watch.OverflowWatch(
+                optimizers,
+                on_overflow,
+                replay,
+                [
+                    callback.on_scale_event
+                    for callback in callbacks_here
+                    if isinstance(callback, ScaleTimeline)
+                ],
+            ),
+            checkpoints=None
+            if checkpoint_dir is None
+            else Checkpoints(
+                model,
+                checkpoint_dir,
+                with_frozen=checkpoint_frozen,
+                callbacks=CallbackStates(callbacks_here),
+            ),
+            steps_per_loop=steps_per_loop,
+            watched=hooks.watch_batches(callbacks, "train"),
+            callbacks=callback_list,
+        )
+        model.stop_training = False
+        try:
+            with worker_errors(), full_disks_told():
+                with in_16_bits(model, dataset.element_spec):
+                    history = run.epochs(epochs, initial_epoch)
+                if is_shown and run.leaves_averages and evaluator is not None:
+                    # On all workers alike, whichever of them shows it.
+                    results = evaluator.run(callbacks=False)
+                    for bar in progress:
+                        bar.show_final(
+                            {f"val_{name}": v for name, v in results.items()}
+                        )
+                part(strategy)
+                return history
+        finally:
+            # Keras tells callbacks nothing when training raises.
+            for bar in progress:
+                bar.close()
+            for each in autolog:
+                each.close()
 
 
 @overload
@@ -483,6 +486,44 @@ def _evaluator_of(
     return Evaluator(model, batches, callbacks, watched)
 
 
+@contextlib.contextmanager
+def _loop(
+    model: keras.Model,
+    element_spec: Any,
+    optimizers: dict[str, LossScaleOptimizer],
+    *,
+    is_custom: bool,
+    microbatches: int,
+    jit: bool,
+    plan: Plan | None,
+    reports_nan: bool,
+    is_told: bool,
+) -> Iterator[Loop]:
+    """Of a run's steps; one that was traced before where it may be."""
+    strategy = model.distribute_strategy
+    looks = bool(optimizers) and _looks_at_steps(strategy, is_told)
+    arguments = (is_custom, microbatches, jit, plan, reports_nan)
+
+    def make(on_trace: Callable[[], None]) -> Loop:
+        return Loop(
+            _step(model, optimizers, *arguments),
+            strategy,
+            model.run_eagerly,
+            KeptStep(model, optimizers) if looks else None,
+            is_narrow=precision_of(model) != "float32",
+            on_trace=on_trace,
+        )
+
+    options = ("fit", element_spec, *arguments, looks, model.run_eagerly)
+    with programs.lent(model, options, make) as loop:
+        loop.begin()
+        try:
+            yield loop
+        finally:
+            if loop.kept is not None:
+                loop.kept.forget()
+
+
 def _step(
     model: keras.Model,
     optimizers: dict[str, LossScaleOptimizer],
@@ -500,25 +541,14 @@ def _step(
     )
 
 
-def _kept_step(
-    model: keras.Model,
-    optimizers: dict[str, LossScaleOptimizer],
-    is_told: bool,
-) -> KeptStep | None:
-    """None where steps are looked at in reports only.
+def _looks_at_steps(strategy: tf.distribute.Strategy, is_told: bool) -> bool:
+    """Whether each step is looked at, and not only reports.
 
     A TPU computes on its own: to look at each step would make it wait. So it
     would a GPU, for which that is worth it where someone is told of the step.
     """
-    strategy = model.distribute_strategy
-    is_left_alone = isinstance(strategy, tf.distribute.TPUStrategy) or (
-        computes_on_gpus(strategy) and not is_told
-    )
-    return (
-        KeptStep(model, optimizers)
-        if optimizers and not is_left_alone
-        else None
-    )
+    is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    return not is_tpu and (is_told or not computes_on_gpus(strategy))
 
 
 def _progress(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ class Loop:
             that was skipped or that moved a scale.
         is_narrow: whether something is computed in 16 bits, whose sums are
             then made in float32.
+        on_trace: called after each call that traced.
 
     Attributes:
-        steps: steps done so far, by all calls.
+        steps: steps done so far, by all calls since `begin`.
         has_event: whether `kept` saw something in the last step.
-        graph: what was traced last, for who takes it from here.
+        graph: what was traced last.
     """
 
     def __init__(
@@ -43,10 +45,13 @@ class Loop:
         eager: bool = False,
         kept: KeptStep | None = None,
         is_narrow: bool = False,
+        on_trace: Callable[[], None] = lambda: None,
     ):
         self.steps = 0
         self.has_event = False
         self.graph: tf.Graph | None = None
+        self.kept = kept
+        self._on_trace = on_trace
         # Where the rows of a batch are counted; the host looks at times only.
         device = devices_of(strategy)[0]
         with tf.device(device if computes_on_gpus(strategy) else "CPU:0"):
@@ -101,10 +106,16 @@ class Loop:
         if eager:
             self._many_steps = many_steps_eagerly
         else:
-            self._many_steps = tf.function(
+            self._many_steps = keras_internals.graph_function(
                 summing_in_float32(many_steps) if is_narrow else many_steps,
-                reduce_retracing=True,
+                relaxes=True,
             )
+
+    def begin(self) -> None:
+        """Counts from zero again, where the loop has served before."""
+        self.steps = 0
+        self.has_event = False
+        self._done.assign([0, 0])
 
     @property
     def examples(self) -> int:
@@ -119,6 +130,7 @@ class Loop:
 
     def run(self, iterator, steps: int) -> bool:
         """Runs that many steps, or up to an event; False where data ended."""
+        before = self.graph
         try:
             end = int(self._many_steps(iterator, tf.constant(steps)))
         except tf.errors.OutOfRangeError:
@@ -126,6 +138,9 @@ class Loop:
             self.has_event = False
             self.steps = int(self._done.numpy()[0])
             return False
+        finally:
+            if self.graph is not before:
+                self._on_trace()
         self.has_event = end > _EVENT
         self.steps += end % _EVENT
         return True

@@ -1,5 +1,6 @@
 """`predict`: the outputs of a model for each row, over any strategy."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from tfamp.training import (
     hooks,
     misplaced,
     preconditions,
+    programs,
     safe,
     swapped_averages,
 )
@@ -63,10 +65,22 @@ def predict(
     with strategy.scope():
         safe.build_layers(model, batches.dataset.element_spec, is_custom)
     callbacks = hooks.flattened(callbacks)
-    with worker_errors():
+    # In one element, so that no structure of x is taken for another.
+    is_tuple = isinstance(batches.dataset.element_spec, tuple)
+    dataset = batches.dataset.map(
+        lambda *batch: {"batch": batch if is_tuple else batch[0]}
+    )
+    program = programs.lent(
+        model,
+        ("predict", dataset.element_spec, model.run_eagerly),
+        functools.partial(_outputs_of, model, strategy),
+    )
+    with worker_errors(), program as outputs_of:
         pieces = _pieces(
             model,
             batches,
+            dataset,
+            outputs_of,
             keras.callbacks.CallbackList(
                 swapped_averages.followed(
                     hooks.callbacks_here(callbacks, strategy), model
@@ -97,16 +111,12 @@ def _joined(pieces: list[Any]) -> Any:
 def _pieces(
     model: keras.Model,
     batches: Batches,
+    dataset: tf.data.Dataset,
+    outputs_of: Callable[[Any], Any],
     callbacks: keras.callbacks.CallbackList,
 ) -> list[Any]:
     """The outputs of each batch, whole."""
     strategy = model.distribute_strategy
-    # In one element, so that no structure of x is taken for another.
-    is_tuple = isinstance(batches.dataset.element_spec, tuple)
-    dataset = batches.dataset.map(
-        lambda *batch: {"batch": batch if is_tuple else batch[0]}
-    )
-    outputs_of = _outputs_of(model, strategy)
     pieces: list[Any] = []
     limit = batches.steps or batches.count
     model.stop_predicting = False
@@ -135,9 +145,12 @@ def _pieces(
 
 
 def _outputs_of(
-    model: keras.Model, strategy: tf.distribute.Strategy
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    on_trace: Callable[[], None],
 ) -> Callable[[Any], Any]:
     """A function from shares to the outputs of the whole batch, in order."""
+    is_traced = False
 
     @tf.autograph.experimental.do_not_convert
     def step(share) -> tuple[Any, tf.Tensor]:
@@ -148,6 +161,8 @@ def _outputs_of(
 
     @tf.autograph.experimental.do_not_convert
     def run(share):
+        nonlocal is_traced
+        is_traced = True
         with keras_internals.differentiated_within():
             outputs, places = strategy.run(step, args=(share,))
         if is_multi_worker(strategy):
@@ -159,10 +174,14 @@ def _outputs_of(
         return outputs, places
 
     if not model.run_eagerly:
-        run = tf.function(run, reduce_retracing=True)
+        run = keras_internals.graph_function(run, relaxes=True)
 
     def outputs_of(share) -> Any:
+        nonlocal is_traced
         outputs, places = run(share)
+        if is_traced and not model.run_eagerly:
+            is_traced = False
+            on_trace()
         local = strategy.experimental_local_results
         return keras.tree.map_structure(
             lambda values: _whole(local(values), np.concatenate(local(places))),

@@ -20,8 +20,6 @@ from tfamp.distribute.consensus import Consensus, number_of_workers
 from tfamp.distribute.strategy import devices_of, distribute_batches
 from tfamp.errors import InputError, Preempted
 from tfamp.overflow import watch as overflow
-from tfamp.overflow.kept_step import KeptStep
-from tfamp.precision.policy import precision_of
 from tfamp.step import build
 from tfamp.training import alike, hooks
 from tfamp.training.data import Batches
@@ -47,12 +45,11 @@ class Run:
         self,
         model: keras.Model,
         data: Batches,
-        step: build.Step,
+        loop: Loop,
         *,
         evaluator: Evaluator | None,
         validation_freq: int | Collection[int],
         watch: overflow.OverflowWatch,
-        kept: KeptStep | None,
         checkpoints: Checkpoints | None,
         steps_per_loop: int | str,
         watched: bool,
@@ -63,13 +60,8 @@ class Run:
         self.leaves_averages = False
         self._model = model
         self._data = data
-        self._loop = Loop(
-            step,
-            strategy,
-            model.run_eagerly,
-            kept,
-            is_narrow=precision_of(model) != "float32",
-        )
+        self._loop = loop
+        self._has_warned_of_draws = False
         self._batches: Iterable | None = None
         self._several_workers = number_of_workers(strategy) > 1
         self._first_batches = (
@@ -84,7 +76,7 @@ class Run:
         self._steps_seen = 0
         self._initial_epoch = 0
         self._watch = watch
-        self._sees_steps = kept is not None
+        self._sees_steps = loop.kept is not None
         self._steps_before = 0
         self._watched = watched
         self._consensus = Consensus(strategy)
@@ -299,8 +291,11 @@ class Run:
 
     def _warn_of_draws(self) -> None:
         """Once, of the step that was traced."""
-        graph, self._loop.graph = self._loop.graph, None
-        if graph is not None and self._checkpoints is not None:
+        graph = self._loop.graph
+        if graph is None or self._checkpoints is None:
+            return
+        if not self._has_warned_of_draws:
+            self._has_warned_of_draws = True
             other_state.warn_of_draws(graph, self._model)
 
     def _look(self, epoch: int) -> None:
