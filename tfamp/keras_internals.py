@@ -7,13 +7,23 @@ fails when a new Keras moves one of them, before a user's training does.
 import contextlib
 import functools
 import itertools
+import math
+import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, Literal, overload
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -931,16 +941,53 @@ def dtype_policy_replaced(
     """Within it the layers have another dtype policy.
 
     The public setter would write into a `DTypePolicyMap`, which other layers
-    share, and could not be undone.
+    share, and could not be undone. A layer whose kernel is integers still
+    takes it so.
     """
     own = [layer._dtype_policy for layer in layers]
     for layer in layers:
-        object.__setattr__(layer, "_dtype_policy", policy)
+        new = _of_integers(layer, policy) or policy
+        object.__setattr__(layer, "_dtype_policy", new)
     try:
-        yield
+        with _constants_cast(layers):
+            yield
     finally:
         for layer, each in zip(layers, own, strict=True):
             object.__setattr__(layer, "_dtype_policy", each)
+
+
+def _of_integers(
+    layer: keras.layers.Layer, policy: keras.dtype_policies.DTypePolicy
+) -> keras.dtype_policies.DTypePolicy | None:
+    if layer.quantization_mode in (None, "float8"):
+        return None
+    kind = layer.dtype_policy.name.partition("_from_")[0]
+    return keras.dtype_policies.get(f"{kind}_from_{policy.name}")
+
+
+@contextlib.contextmanager
+def _constants_cast(layers: list[keras.layers.Layer]) -> Iterator[None]:
+    """Within it constants that layers hold have their compute dtype.
+
+    Normalization casts its mean and variance once, when they are known.
+    """
+    casting = [
+        (layer, layer.mean, layer.variance)
+        for layer in layers
+        if isinstance(layer, keras.layers.Normalization)
+        and getattr(layer, "mean", None) is not None
+        and layer.mean.dtype != layer.compute_dtype
+    ]
+    for layer, *_ in casting:
+        if layer.input_mean is None:
+            layer.finalize_state()
+        else:
+            layer.build(layer._build_input_shape)
+    try:
+        yield
+    finally:
+        for layer, mean, variance in casting:
+            layer.mean, layer.variance = mean, variance
 
 
 # Where TensorFlow calls a function with a gradient of its own.
@@ -1157,18 +1204,207 @@ def _methods_replaced(instance: Any, **methods: Callable) -> Iterator[None]:
                 object.__delattr__(instance, name)
 
 
-def quantize(model: keras.Model, kind: str, keep: Iterable[str]) -> None:
-    """Keras's `quantize`, but of the layers of these names.
+def quantize(
+    model: keras.Model, kind: str, keep: Iterable[keras.layers.Layer]
+) -> None:
+    """Keras's `quantize`, but of some layers.
 
     Keras takes a filter since 3.13 only.
     """
     with contextlib.ExitStack() as stack:
-        for layer in model._flatten_layers():
-            if layer.name in keep:
-                stack.enter_context(
-                    _methods_replaced(layer, quantize=lambda *_, **__: None)
-                )
+        for layer in keep:
+            stack.enter_context(
+                _methods_replaced(layer, quantize=lambda *_, **__: None)
+            )
         model.quantize(kind)
+    _tell_of_sublayers(model)
+
+
+def quantize_with_gptq(
+    model: keras.Model,
+    keep: Collection[keras.layers.Layer],
+    run: Callable[[], object],
+) -> None:
+    """Keras's GPTQ, in 4 bits, of the dense layers of any model.
+
+    Keras itself takes chains of blocks on token ids alone, reads the inputs
+    of a layer's `call` when it is no longer called, corrects too much, and
+    spoils rows of one sign.
+
+    Args:
+        model: whose layers are changed.
+        keep: layers that stay as they are.
+        run: calls the model on what its layers are to be fitted to.
+    """
+    module = keras.src.quantizers.gptq
+    config = keras.quantizers.GPTQConfig(None, None, group_size=128)
+    fits = [
+        (layer, module.GPTQ(layer, config))
+        for layer in model._flatten_layers()
+        if layer not in keep and _is_fitted_by_gptq(layer)
+    ]
+    with contextlib.ExitStack() as stack:
+        for layer, fit in fits:
+            stack.enter_context(
+                _methods_replaced(layer, call=_told(layer.call, fit))
+            )
+        run()
+    for layer, fit in fits:
+        layer.quantize("gptq", config=config)
+        factor = _factor_of_inverse(np.asarray(fit.hessian, "float64"))
+        with _methods_replaced(
+            module,
+            gptq_quantize_matrix=_mended(module.gptq_quantize_matrix, factor),
+        ):
+            fit.quantize_and_correct_layer()
+    _tell_of_sublayers(model)
+
+
+def _mended(quantize_matrix: Callable, factor: np.ndarray) -> Callable:
+    def mended(weights, inv_hessian, compute_scale_zero, **options):
+        del inv_hessian, compute_scale_zero
+        return quantize_matrix(
+            weights,
+            inv_hessian=keras.ops.cast(factor, "float32"),
+            compute_scale_zero=_scale_and_zero,
+            **options,
+        )
+
+    return mended
+
+
+def _scale_and_zero(weights: tf.Tensor) -> tuple:
+    """What 0 to 15 stand for, by row.
+
+    Without 0 among it a row of one sign would have a negative number stand
+    for 0, which Keras stores as a positive one.
+    """
+    array = np.asarray(weights, "float32")
+    low = np.minimum(array.min(1, keepdims=True), 0)
+    span = np.maximum(array.max(1, keepdims=True), 0) - low
+    scale = np.where(span == 0, 1, span) / np.float32(15)
+    zero = np.round(-low / scale)
+    tensor = keras.ops.convert_to_tensor
+    return tensor(scale, "float32"), tensor(zero, "uint8"), 15.0
+
+
+# Of the mean of the diagonal, as Keras has it.
+_DAMPING = 0.01
+
+
+def _factor_of_inverse(hessian: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor of the inverse (Frantar et al. 2022, 3.3).
+
+    Its rows are those of the inverses of what is left after each row is
+    rounded. Keras takes the first inverse for all, and corrects too much.
+    """
+    diagonal = np.diag(hessian).copy()
+    diagonal[diagonal == 0] = 1
+    damped = hessian.copy()
+    np.fill_diagonal(damped, diagonal + _DAMPING * diagonal.mean())
+    return np.linalg.cholesky(np.linalg.inv(damped)).T
+
+
+def lost_at_saving(model: keras.Model) -> list[int]:
+    """Which of `all_layers` are quantized, and would be loaded as plain ones.
+
+    A layer that makes others itself, and gives them no policy, has such.
+    """
+    lost = set()
+    for layer in _making_others(model):
+        try:
+            again = type(layer).from_config(layer.get_config())
+            again.build_from_config(layer.get_build_config())
+            modes = {
+                each.path: each.quantization_mode
+                for each in again._flatten_layers()
+            }
+        except Exception:
+            modes = {}
+        lost |= {
+            each
+            for each in layer._flatten_layers(include_self=False)
+            if each.quantization_mode != modes.get(each.path)
+        }
+    return [i for i, each in enumerate(all_layers(model)) if each in lost]
+
+
+def _making_others(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The outermost layers whose sublayers no config lists."""
+    if isinstance(layer, (keras.Sequential, Functional)):
+        return [one for each in layer.layers for one in _making_others(each)]
+    return [layer] if sublayers(layer) else []
+
+
+def _tell_of_sublayers(model: keras.Model) -> None:
+    """Has configs say how the layers in a layer are quantized.
+
+    As Keras advises in `DTypePolicyMap`; its own attention does not.
+    """
+    for layer in _making_others(model):
+        policies = {
+            each.path: each.dtype_policy
+            for each in layer._flatten_layers(include_self=False)
+            if each.quantization_mode
+        }
+        if policies:
+            policy = keras.dtype_policies.DTypePolicyMap(
+                layer.dtype_policy, policies
+            )
+            object.__setattr__(layer, "_dtype_policy", policy)
+
+
+@contextlib.contextmanager
+def saved_whole(model: keras.Model) -> Iterator[None]:
+    """Within it a model that GPTQ quantized is saved as it can be loaded.
+
+    Keras 3.15 leaves out the numbers that stand for 0.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in model._flatten_layers():
+            if layer.quantization_mode == "gptq":
+                save = functools.partial(_save_gptq_variables, layer)
+                stack.enter_context(
+                    _methods_replaced(layer, save_own_variables=save)
+                )
+        yield
+
+
+def _save_gptq_variables(layer: keras.layers.Layer, store: dict) -> None:
+    names = layer.variable_serialization_spec["gptq"]
+    values = [getattr(layer, name) for name in names]
+    there = [value for value in values if value is not None]
+    for i, value in enumerate(there):
+        store[str(i)] = value
+
+
+def _told(call: Callable, fit: Any) -> Callable:
+    def told(inputs, *args, **kwargs):
+        fit.update_hessian_with_batch(
+            keras.ops.reshape(inputs, (-1, int(fit.rows)))
+        )
+        return call(inputs, *args, **kwargs)
+
+    return told
+
+
+def _is_fitted_by_gptq(layer: keras.layers.Layer) -> bool:
+    """Whether Keras knows which axes of a kernel are the rows of a matrix."""
+    if type(layer) is keras.layers.Dense:
+        return True
+    if type(layer) is not keras.layers.EinsumDense or layer.kernel.ndim > 3:
+        return False
+    inputs, kernel, outputs = re.split(",|->", layer.equation)
+    summed = "".join(letter for letter in kernel if letter not in outputs)
+    # Keras goes by which axis is the longest one.
+    rows = keras.src.quantizers.gptq.GPTQ(layer).rows
+    return (
+        bool(summed)
+        and kernel.startswith(summed)
+        and inputs.endswith(summed)
+        and not set(kernel.removeprefix(summed)) & set(inputs)
+        and int(rows) == math.prod(layer.kernel.shape[: len(summed)])
+    )
 
 
 def data_adapter(

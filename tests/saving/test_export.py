@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from packaging.version import Version
 
 import tfamp
 from tests.conftest import mostly_long
-from tfamp.saving import asked, litert, onnx, quantizers, served
+from tfamp import keras_internals
+from tfamp.saving import asked, litert, onnx, quantizers, served, signature
 from tfamp.saving import export as exporting
 
 HAS_ONNX = all(
@@ -20,6 +22,7 @@ HAS_ONNX = all(
     for name in ("onnx", "tf2onnx", "onnxruntime")
 )
 HAS_QUANTIZERS = HAS_ONNX and importlib.util.find_spec("litert_quantizer")
+HAS_GPTQ = Version(keras.__version__) >= Version("3.15")
 needs_onnx = pytest.mark.skipif(
     not HAS_ONNX, reason="tf2onnx, onnx and onnxruntime are not installed"
 )
@@ -118,6 +121,51 @@ def test_names_structures_and_integers(format, tmp_path):
     np.testing.assert_allclose(run(batch)[0], expected, atol=1e-6)
 
 
+def test_the_batch_of_a_first_call_is_left_open():
+    called = keras.Sequential([layers.Dense(2)])
+    called(ROWS)
+    meant = keras.Input(batch_shape=[6, 4])
+    meant = keras.Model(meant, layers.Dense(2)(meant))
+    recurrent = keras.Sequential([layers.SimpleRNN(2, unroll=True)])
+    recurrent(ROWS[:, None])
+
+    def batch_of(model, format):
+        return signature.signature_of(model, None, format).shape[0]
+
+    assert batch_of(called, "saved_model") is None
+    assert batch_of(meant, "saved_model") == 6
+    # LiteRT has no loop over a batch of any size.
+    assert batch_of(recurrent, "litert") == 6
+    assert batch_of(recurrent, "onnx") is None
+
+
+def test_an_input_may_have_the_name_of_a_word_of_python():
+    inputs = {"class": keras.Input([4], name="class")}
+    model = keras.Model(inputs, layers.Dense(2)(inputs["class"]))
+    assert signature.signature_of(model)["class"].name == "input_class"
+
+
+def test_a_call_of_several_arguments_is_refused():
+    class Two(keras.Model):
+        def call(self, a, b, training=False):
+            return a + b
+
+    model = Two()
+    model(ROWS, ROWS)
+    with pytest.raises(tfamp.InputError, match="takes a, b, and"):
+        signature.signature_of(model)
+
+
+def test_of_an_error_the_reason_is_said():
+    class Failing(layers.Layer):
+        def call(self, x):
+            raise TypeError("no such thing")
+
+    with pytest.raises(TypeError) as error:
+        Failing()(ROWS)
+    assert asked.first_line(error.value) == "no such thing"
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
@@ -164,6 +212,8 @@ def convolutions():
             layers.Conv2D(4, 1),
             layers.BatchNormalization(),
             layers.SeparableConv2D(4, 3, padding="same"),
+            # Keras has XLA compile these, and hides them in a function.
+            layers.Conv2D(4, 3, groups=2),
             layers.GroupNormalization(2),
             layers.GlobalMaxPooling2D(),
         ]
@@ -333,12 +383,18 @@ def test_erfc_is_written_with_erf():
         ({"quantize": "int3"}, "int3"),
         ({"quantize": "int8"}, "no quantizer of a SavedModel"),
         ({"tolerance": -1.0}, "tolerance"),
+        ({"format": "litert", "path": "m.tflite", "quantize": "gptq"}, "GPTQ"),
+        (
+            {"format": "keras", "path": "m.keras", "quantize": "gptq"},
+            "GPTQ|fits",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(arguments, said, tmp_path):
     model = keras.Sequential([keras.Input([4]), layers.Dense(2)])
+    path = tmp_path / arguments.pop("path", "m")
     with pytest.raises((tfamp.InputError, ValueError), match=said):
-        tfamp.export(model, tmp_path / "m", **arguments)
+        tfamp.export(model, path, **arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -473,6 +529,53 @@ def test_layers_can_stay_in_float(format, tmp_path):
     report = tfamp.export(model, path, format, quantize="int8", keep=["kept"])
     assert whole.quantized_share > 0.9
     assert 0.4 < report.quantized_share < 0.6
+
+
+@keras.saving.register_keras_serializable(package="test_export")
+class Making(layers.Layer):
+    """Gives the layer that it makes no policy."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, name="dense")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "int4", "gptq"])
+def test_layers_in_layers_are_loaded_as_they_were_quantized(kind, tmp_path):
+    if kind == "gptq" and not HAS_GPTQ:
+        pytest.skip(f"not tried with Keras {keras.__version__}")
+    inputs = keras.Input([5, 4])
+    x = layers.MultiHeadAttention(2, 2, name="attention")(inputs, inputs)
+    model = keras.Model(inputs, layers.Dense(4)(Making(name="making")(x)))
+    rows = np.random.default_rng(0).normal(size=(8, 5, 4)).astype("float32")
+
+    report = tfamp.export(
+        model,
+        tmp_path / "m.keras",
+        "keras",
+        quantize=kind,
+        calibration=rows,
+        batch=rows,
+    )
+
+    loaded = tfamp.load_model(report.path)
+    modes = {
+        each.path: each.quantization_mode
+        for each in keras_internals.all_layers(loaded)
+        if not keras_internals.sublayers(each)
+    }
+    assert modes["attention/query"] == kind
+    assert modes["making/dense"] is None
+    # Four kernels of attention and one more, of all six and their biases.
+    assert report.quantized_share == pytest.approx(80 / 120)
+    assert report.relative_difference < (0.05 if kind == "int8" else 0.5)
 
 
 def test_a_layer_to_keep_that_is_not_there_is_refused():

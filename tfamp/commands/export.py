@@ -9,7 +9,7 @@ from tfamp.files import console
 
 # Repeated here: the parser imports neither Keras nor TensorFlow.
 _FORMATS = ("saved_model", "litert", "onnx", "keras")
-_KINDS = ("float16", "int8", "int8-static", "int4")
+_KINDS = ("float16", "int8", "int8-static", "int4", "gptq")
 
 
 def add_to(commands: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -21,6 +22,8 @@ from tfamp.saving.load import load_model
 FORMATS = ("saved_model", "litert", "onnx", "keras")
 SUFFIXES = {"litert": litert.SUFFIX, "onnx": onnx.SUFFIX, "keras": ".keras"}
 _CALIBRATION_BATCHES = 64
+_COLORS = re.compile(r"\x1b\[[\d;]*m")
+_WHERE = "Exception encountered when calling"
 
 
 def checked_path(path: str | os.PathLike, format: str) -> pathlib.Path:
@@ -99,13 +102,19 @@ def checked_precision(
     return precision
 
 
-def batches_of(calibration: Any) -> list:
+def batches_of(calibration: Any, quantize: str | None = None) -> list:
     """The batches of inputs to calibrate on; none for None.
 
     Raises:
-        InputError: the data are empty.
+        InputError: the data are empty, or there are none where they have to
+            be.
     """
     if calibration is None:
+        if quantize == "gptq":
+            raise InputError(
+                "quantize='gptq' fits kernels to data; give calibration=, a "
+                "batch of inputs or a tf.data.Dataset."
+            )
         return []
     if not isinstance(calibration, tf.data.Dataset):
         return [calibration]
@@ -137,6 +146,8 @@ def in_precision(model: keras.Model, precision: str) -> keras.Model:
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    """Of what an error says, but for where Keras says it was raised."""
+    text = _COLORS.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(_WHERE)]
+    return (said or lines or [type(error).__name__])[0][:300]

@@ -68,10 +68,11 @@ def export(
             in 16 bits, where the format has them.
         quantize: how weights are stored: "float16", "int8" or "int4", by the
             quantizers of LiteRT, ONNX Runtime or Keras. The last two round
-            activations too, by what each batch holds.
+            activations too, by what each batch holds. Keras has "gptq" too:
+            kernels in 4 bits, each fitted to what its layer takes.
         calibration: a `tf.data.Dataset` of `(x, y)` or `x`, or a batch of
             inputs. With `quantize="int8"`, LiteRT and ONNX round activations
-            by what they were on it ("static").
+            by what they were on it ("static"). "gptq" needs it.
         tolerance: the largest difference to the model in float32, relative to
             the largest magnitude of the output, or to 1 where that is less.
             None for 1e-4 in float32, 0.02 in float16 and 0.1 in bfloat16, and
@@ -91,10 +92,10 @@ def export(
     precision = asked.checked_precision(
         model, format, precision, quantize, tolerance
     )
-    batches = asked.batches_of(calibration)
+    batches = asked.batches_of(calibration, quantize)
     tried = batches[0] if batch is None and batches else batch
     model = asked.in_precision(model, precision)
-    specs = signature.signature_of(model, tried)
+    specs = signature.signature_of(model, tried, format)
     flat = [signature.as_rows(specs, each, model) for each in batches]
     if tried is None:
         rows = signature.random_rows(specs, 8, model)
@@ -110,7 +111,13 @@ def export(
         try:
             if format == "keras":
                 made = keras_file.write(
-                    model, specs, folder, quantize, keep, len(expected[0])
+                    model,
+                    specs,
+                    folder,
+                    quantize,
+                    keep,
+                    len(expected[0]),
+                    flat,
                 )
             else:
                 made = _write(
@@ -292,8 +299,9 @@ def _expected(model, specs, rows) -> list[list[np.ndarray]]:
             ) from error
     if agreement(again, all_rows).largest_difference:
         raise InputError(
-            f"Model {model.name!r} draws random numbers at inference, and no "
-            "file of it can be compared; give it a seed that does not move."
+            f"Model {model.name!r} returns something else each time: it draws "
+            "random numbers at inference or keeps a state, and no file of it "
+            "can be compared."
         )
     return [all_rows, first]
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfamp.errors import InputError
+from tfamp.files.standard_error import caught
 from tfamp.saving.served import SIGNATURE
 
 SUFFIX = ".tflite"
@@ -52,8 +53,9 @@ def opened(
     path: str | os.PathLike, inputs: list[str], outputs: list[str]
 ) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     """A .tflite file as a function of a flat list of arrays."""
+    own = interpreter(path)
     with _quiet():
-        runner = interpreter(path).get_signature_runner(SIGNATURE)
+        runner = own.get_signature_runner(SIGNATURE)
 
     def run(rows: list[np.ndarray]) -> list[np.ndarray]:
         found = runner(**dict(zip(inputs, rows, strict=True)))
@@ -109,12 +111,17 @@ def _reason(error: Exception) -> str:
             f"as it is used here{where}"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"LiteRT's converter: {lines[0] if lines else type(error).__name__}"
+    # Before it, where in the graph, at length.
+    said = lines[0].rpartition("error: ")[2] if lines else type(error).__name__
+    return f"LiteRT's converter: {said}"
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """tf.lite tells with each call that LiteRT follows it."""
-    with warnings.catch_warnings():
+    """tf.lite tells with each call that LiteRT follows it.
+
+    And its C++ code how it runs, or in many lines why it does not.
+    """
+    with caught(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

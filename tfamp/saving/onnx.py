@@ -4,12 +4,14 @@ import contextlib
 import importlib.util
 import logging
 import os
+import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tfamp.errors import InputError
 from tfamp.saving.served import SIGNATURE
@@ -17,6 +19,7 @@ from tfamp.saving.served import SIGNATURE
 SUFFIX = ".onnx"
 # Has LayerNormalization, and ONNX Runtime of 2022 reads it.
 _OPSET = 17
+_COMPILED = "_XlaMustCompile"
 
 
 def require() -> None:
@@ -41,7 +44,7 @@ def convert(
     """Writes a SavedModel as an .onnx file.
 
     Args:
-        saved_model: with a signature of named inputs and outputs.
+        saved_model: with a signature of named inputs and outputs; changed.
         path: of the file.
         inputs: the names of its inputs.
 
@@ -53,6 +56,7 @@ def convert(
         import tf2onnx
         from tf2onnx import tf_loader
 
+        _leave_to_inline(saved_model)
         loaded = tf.saved_model.load(os.fspath(saved_model))
         function = loaded.signatures[SIGNATURE]
         count = len(function.inputs) - len(function.captured_inputs)
@@ -166,6 +170,22 @@ def write_erfc_with_erf(definition: tf.compat.v1.GraphDef) -> None:
                 f"{one.name}:output:0" if is_function else one.name,
                 f"{erf.name}:y:0" if is_function else erf.name,
             ]
+
+
+def _leave_to_inline(saved_model: str | os.PathLike) -> None:
+    """Has functions no longer kept whole for XLA.
+
+    Keras's convolution in groups is one, and tf2onnx could not look into it.
+    """
+    file = pathlib.Path(saved_model) / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for graph in saved.meta_graphs:
+        functions = graph.graph_def.library.function
+        nodes = [node for function in functions for node in function.node_def]
+        for each in (*functions, *nodes, *graph.graph_def.node):
+            if _COMPILED in each.attr:
+                del each.attr[_COMPILED]
+    file.write_bytes(saved.SerializeToString())
 
 
 def _hold_captured(definition, function) -> None:

@@ -20,7 +20,7 @@ from tfamp.precision.layer_paths import choose, walk
 from tfamp.saving import onnx, shares
 from tfamp.saving.served import SIGNATURE
 
-KINDS = ("float16", "int8", "int4")
+KINDS = ("float16", "int8", "int4", "gptq")
 # Of what is added up or normalized between them, 8 bits lose too much.
 _PRODUCTS = (
     "FULLY_CONNECTED",
@@ -72,6 +72,13 @@ def check(format: str, quantize: str | None) -> None:
         raise InputError(
             "Keras has no quantizer to float16; tfamp.load_model(path, "
             "'mixed_float16') computes in it, whatever the file has."
+        )
+    if quantize == "gptq" and (
+        format != "keras" or not hasattr(keras.quantizers, "GPTQConfig")
+    ):
+        raise InputError(
+            f"GPTQ is Keras's, of 3.12 and later; this is {format} in Keras "
+            f"{keras.__version__}. Use int4, or format 'keras'."
         )
     needed = {
         "litert": ("litert_quantizer", "ai_edge_litert"),

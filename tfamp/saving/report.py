@@ -12,7 +12,7 @@ class ExportReport:
         path: of the file, or of a SavedModel's folder.
         format: "saved_model", "litert", "onnx" or "keras".
         precision: that it was traced in.
-        quantize: None, "float16", "int8" or "int4".
+        quantize: None, "float16", "int8", "int4" or "gptq".
         is_static: whether activations are quantized by a calibration.
         runtime: what ran it, and its version.
         bytes: of the file, or of all files of the folder.

@@ -68,14 +68,19 @@ def of_keras(model: keras.Model) -> float:
         for variable in own:
             dtype = keras.backend.standardize_dtype(variable.dtype)
             count = math.prod(variable.shape)
-            if layer.quantization_mode and "scale" in variable.name:
+            if layer.quantization_mode and _is_beside_weights(variable.name):
                 continue
             if dtype in ("int8", "uint8"):
-                # int4 is packed, two in a byte.
-                is_packed = layer.quantization_mode == "int4"
+                # 4 bits are packed, two in a byte.
+                is_packed = layer.quantization_mode in ("int4", "gptq")
                 count *= 2 if is_packed else 1
                 quantized += count
             elif not dtype.startswith("float"):
                 continue
             total += count
     return quantized / total if total else 0.0
+
+
+def _is_beside_weights(name: str) -> bool:
+    """Whether a variable is one of those that say what the bits stand for."""
+    return "scale" in name or "zero" in name or name == "g_idx"

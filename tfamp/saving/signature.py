@@ -4,6 +4,8 @@ Structures are those of the model's call; flat lists have the order of
 `keras.tree.flatten`.
 """
 
+import inspect
+import keyword
 import re
 from typing import Any
 
@@ -20,7 +22,9 @@ _LENGTH = 32
 _IDS = 2
 
 
-def signature_of(model: keras.Model, batch: Any = None) -> Any:
+def signature_of(
+    model: keras.Model, batch: Any = None, format: str | None = None
+) -> Any:
     """The specs of a model's inputs, in the structure of its call.
 
     Floats of 16 bits are float32; the first dimension is open where the model
@@ -29,6 +33,7 @@ def signature_of(model: keras.Model, batch: Any = None) -> Any:
     Args:
         model: built.
         batch: what it is called on, for a model that is no graph of layers.
+        format: that it is exported in.
 
     Raises:
         InputError: it is not known what the model takes, or that is no tensor.
@@ -45,8 +50,9 @@ def signature_of(model: keras.Model, batch: Any = None) -> Any:
     if structure is None:
         structure = _from_batch(model, batch)
     names: set[str] = set()
+    is_open = _has_batch_of_its_first_call(model, format)
     flat = [
-        _spec(leaf, path, names, model)
+        _spec(leaf, path, names, model, is_open)
         for path, leaf in keras.tree.flatten_with_path(structure)
     ]
     return keras.tree.pack_sequence_as(structure, flat)
@@ -82,7 +88,7 @@ def random_rows(specs: Any, rows: int, model: keras.Model, seed: int = 0):
         else:
             raise InputError(
                 f"Input {spec.name!r} of model {model.name!r} is of "
-                f"{spec.dtype.name}; give calibration=, a batch to run on."
+                f"{spec.dtype.name}; give batch=, rows to run it on."
             )
         arrays.append(np.asarray(values, spec.dtype.as_numpy_dtype))
     return arrays
@@ -126,13 +132,24 @@ def inputs_of(element: Any) -> Any:
 
 
 def _from_batch(model, batch):
+    taken = [
+        name
+        for name, parameter in inspect.signature(model.call).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if len(taken) > 1:
+        raise InputError(
+            f"The call of model {model.name!r} takes {', '.join(taken)}, and "
+            "what is exported one argument; let it take a dict of them."
+        )
     if batch is not None:
         return keras.tree.map_structure(_as_open, batch)
     shapes = keras_internals.called_shapes(model)
     if shapes is None:
         raise InputError(
             f"It is not known what model {model.name!r} takes; give "
-            "calibration=, a batch that it is called on."
+            "batch=, what it is called on."
         )
     return _of_shapes(shapes)
 
@@ -155,7 +172,22 @@ def _as_open(x):
     return tf.TensorSpec([None, *x.shape[1:]] if len(x.shape) else [], dtype)
 
 
-def _spec(leaf, path, taken, model):
+def _has_batch_of_its_first_call(model, format) -> bool:
+    """Whether a fixed batch need not be meant.
+
+    Keras fixes that of a Sequential without an `Input` to what it is first
+    called on. LiteRT needs a fixed one for the loop of a recurrent layer.
+    """
+    recurrent = [
+        layer.stateful
+        for layer in keras_internals.all_layers(model)
+        if hasattr(layer, "stateful")
+    ]
+    is_needed = any(recurrent) or (format == "litert" and bool(recurrent))
+    return isinstance(model, keras.Sequential) and not is_needed
+
+
+def _spec(leaf, path, taken, model, is_open):
     if getattr(leaf, "sparse", False) or getattr(leaf, "ragged", False):
         raise InputError(
             f"Input {leaf.name!r} of model {model.name!r} is "
@@ -165,8 +197,8 @@ def _spec(leaf, path, taken, model):
     key = [str(each) for each in path if isinstance(each, str)]
     given = "_".join(key) or keras_internals.input_name(leaf) or "inputs"
     name = re.sub(r"\W", "_", given)
-    # A graph's names begin with a letter.
-    if not name[0].isalpha():
+    # A graph's names begin with a letter, and are arguments in Python.
+    if not name[0].isalpha() or keyword.iskeyword(name):
         name = f"input_{name}"
     unique, number = name, 1
     while unique in taken:
@@ -175,7 +207,10 @@ def _spec(leaf, path, taken, model):
     dtype = tf.as_dtype(leaf.dtype)
     if dtype.is_floating and dtype.size == 2:
         dtype = tf.float32
-    return tf.TensorSpec(tuple(leaf.shape), dtype, unique)
+    shape = tuple(leaf.shape)
+    if is_open and shape:
+        shape = (None, *shape[1:])
+    return tf.TensorSpec(shape, dtype, unique)
 
 
 def _fitted(array, spec, model) -> np.ndarray:

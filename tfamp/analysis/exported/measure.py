@@ -18,14 +18,15 @@ from tfamp.saving import export as exporting
 from tfamp.saving.report import ExportReport
 
 SCHEMA = "tfamp.export/1"
-# What a kind asks of `tfamp.export`: how weights are stored, and whether
-# activations are quantized by a calibration.
+# What a kind asks of `tfamp.export`: how weights are stored, and whether it is
+# given data to calibrate on.
 KINDS: dict[str, tuple[str | None, bool]] = {
     "none": (None, False),
     "float16": ("float16", False),
     "int8": ("int8", False),
     "int8-static": ("int8", True),
     "int4": ("int4", False),
+    "gptq": ("gptq", True),
 }
 _ROUNDS = 15
 # Below it, hardly anything was quantized.
@@ -135,23 +136,25 @@ class _Context:
 
 
 def _row(context: _Context, format: str, kind: str, plain) -> dict[str, Any]:
-    quantize, is_static = KINDS[kind]
+    quantize, is_calibrated = KINDS[kind]
     row: dict[str, Any] = {"format": format, "kind": kind, "problem": None}
     keeps: list[tuple[str, ...]] = [()]
-    if quantize in ("int8", "int4"):
+    if quantize in ("int8", "int4", "gptq"):
         keeps = (
             list(_growing(context.question.order))
             if context.question.keep is None
             else [tuple(context.question.keep)]
         )
     try:
-        if is_static and format == "keras":
+        if kind == "int8-static" and format == "keras":
             raise InputError(
                 "Keras quantizes activations by what each batch holds; use "
                 "int8, or another format."
             )
         for keep in keeps:
-            row |= _measured(context, format, kind, quantize, is_static, keep)
+            row |= _measured(
+                context, format, kind, quantize, is_calibrated, keep
+            )
             if is_good(row):
                 break
     except InputError as error:
@@ -168,7 +171,7 @@ def _row(context: _Context, format: str, kind: str, plain) -> dict[str, Any]:
     return row
 
 
-def _measured(context, format, kind, quantize, is_static, keep):
+def _measured(context, format, kind, quantize, is_calibrated, keep):
     question = context.question
     suffix = asked.SUFFIXES.get(format, "")
     first = context.data.batches[0][0]
@@ -178,7 +181,7 @@ def _measured(context, format, kind, quantize, is_static, keep):
         format,
         question.precision if quantize is None else "float32",
         quantize,
-        context.calibration if is_static else None,
+        context.calibration if is_calibrated else None,
         batch=first,
         tolerance=question.tolerance,
         keep=keep,
