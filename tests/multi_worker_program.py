@@ -27,7 +27,8 @@ from tests.distribute import reduction_cases
 from tests.overflow import test_blame
 from tests.overflow import test_on_replicas as overflows
 from tests.recipes import test_lora
-from tests.training import test_matrix
+from tests.scaling import shard_cases
+from tests.training import test_matrix, test_wire
 
 # Divisible by 2 and 3 workers, and by as many microbatches.
 BATCH = 12
@@ -42,6 +43,8 @@ MATRIX_ROW = [
     )
     if jit == ((microbatches == 1) == (steps_per_loop == 1))
 ]
+
+WIRE_FACTORS = (1e-8, 1e-3, 1e5)
 
 # Clocks: each worker reads its own.
 _SPEEDS = ("examples_per_second", "step_milliseconds")
@@ -279,6 +282,38 @@ def matrix(strategy):
     }
 
 
+def shards(strategy):
+    """The same training with whole weights and in shards."""
+    return {
+        f"{shard}_{name}_{key}": value
+        for name in ("pieces", "float16", "narrow_wire")
+        for shard in (False, True)
+        for key, value in shard_cases.trained(
+            strategy, shard, **shard_cases.CASES[name]
+        ).items()
+    }
+
+
+def wire(strategy):
+    """Gradients of three sizes that cross in float16."""
+    results = {}
+    for factor in WIRE_FACTORS:
+        with strategy.scope():
+            model = test_wire.build_model(factor, keras.optimizers.SGD(1.0))
+        # For the largest the scale must come down from 2^16 to 1/2.
+        steps = 18 if factor == 1e5 else 1
+        tfamp.fit(
+            model,
+            test_wire.dataset(steps),
+            verbose=0,
+            on_overflow="ignore",
+            all_reduce_dtype="float16",
+        )
+        results[f"{factor:g}_weight"] = model.get_weights()[0]
+        results[f"{factor:g}_forward"] = np.array(model(test_wire.ROWS))
+    return results
+
+
 def resumable(strategy, directory=None, callbacks=()):
     """Trains with state of all kinds; saves and resumes in a directory."""
     with strategy.scope():
@@ -457,6 +492,8 @@ SCENARIOS = {
     "evaluation": evaluation,
     "prediction": prediction,
     "matrix": matrix,
+    "shards": shards,
+    "wire": wire,
     "reduction": reduction,
     "low_rank": low_rank,
     "sharded": sharded,

@@ -81,6 +81,58 @@ def test_a_run_moves_to_any_number_of_replicas(
     assert_same(state_of(before), state_of(after))
 
 
+MOVES = ((4, True), (2, True), (1, False), (4, True))
+
+
+def after_moves(mirrored, moves, folder=None):
+    """Weights after an epoch on each of so many replicas, in and out of shards.
+
+    Without a folder: all of them on the first.
+    """
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((32, 3)).astype("float32")
+    y = (x @ generator.standard_normal((3, 1))).astype("float32")
+    stays = folder is None
+    epochs = [len(moves)] if stays else range(1, len(moves) + 1)
+    for (replicas, shard), until in zip(moves, epochs, strict=False):
+        keras.utils.set_random_seed(0)
+        with mirrored(replicas).scope():
+            model = keras.Sequential(
+                [keras.Input([3]), keras.layers.Dense(5), keras.layers.Dense(1)]
+            )
+            optimizer = keras.optimizers.AdamW(1e-2, global_clipnorm=1.0)
+            model.compile(
+                tfamp.wrap_optimizer(optimizer, shard=shard),
+                "mse",
+                auto_scale_loss=False,
+            )
+        tfamp.fit(
+            model,
+            x,
+            y,
+            batch_size=8,
+            epochs=until,
+            shuffle=False,
+            verbose=0,
+            checkpoint_dir=folder,
+        )
+        assert int(model.optimizer.iterations.numpy()) == 4 * until
+    return np.concatenate([w.numpy().ravel() for w in model.weights])
+
+
+@pytest.mark.slow
+def test_a_run_that_moves_ends_as_one_that_stays(mirrored, tmp_path):
+    stayed = after_moves(mirrored, MOVES)
+    moved = after_moves(mirrored, MOVES, tmp_path / "moved")
+    # Sums in another order, and nothing else.
+    control = after_moves(mirrored, [(1, False)] * len(MOVES))
+    rounding = np.abs(control - stayed).max()
+    off = np.abs(moved - stayed).max()
+    last_bit = 2.0**-23 * np.abs(stayed).max()
+    assert off <= 4 * max(rounding, last_bit)
+    assert rounding < 1e-5 * np.abs(stayed).max()
+
+
 def test_a_file_holds_float32_weights_and_whole_moments(mirrored, tmp_path):
     before = small(mirrored(4), True)
     before.save(tmp_path / "model.keras")

@@ -25,7 +25,7 @@ from tests.conftest import FLOAT32_ROUNDING, ROOT, mostly_long
 from tests.distribute import reduction_cases
 from tests.overflow import test_blame
 from tests.recipes import test_lora
-from tests.training import test_matrix
+from tests.training import test_matrix, test_wire
 from tfamp.distribute.launch import reserve_ports, worker_environments
 from tfamp.distribute.workers import WORKER_LOST_SECONDS
 from tfamp.errors import Preempted
@@ -50,7 +50,9 @@ SCENARIOS = {
         *("blame", "stop", "files", "sharded", "prediction", "reduction"),
         *("evaluation", "parting"),
     ),
-    (2, "long"): ("recipe", "low_rank", "matrix", "resumable"),
+    (2, "long"): (
+        *("shards", "wire", "recipe", "low_rank", "matrix", "resumable"),
+    ),
     (3, "long"): ("small", "evaluation", "recipe"),
 }
 
@@ -374,6 +376,26 @@ def test_every_choice_trains_on_workers_as_float32_on_one_device(
     results = parts(job(2, "matrix"), f"{index}_")
 
     test_matrix.check(results, precision=combination[0])
+
+
+@pytest.mark.long
+def test_shards_change_no_bit_on_workers(job):
+    results = job(2, "shards")
+    whole, sharded = parts(results, "False_"), parts(results, "True_")
+    assert whole["pieces_skipped"] >= 2
+    assert_same_bits(whole, sharded)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("factor", program.WIRE_FACTORS)
+def test_gradients_of_any_size_cross_in_float16(job, factor):
+    results = job(2, "wire")
+    weight = results[f"{factor:g}_weight"]
+    np.testing.assert_allclose(weight, -factor, rtol=2**-11)
+    # What makes it right: the sum was one of float16 numbers.
+    assert not np.array_equal(weight, np.full((4, 1), -np.float32(factor)))
+    forward = test_wire.ROWS @ weight
+    np.testing.assert_array_equal(results[f"{factor:g}_forward"], forward)
 
 
 def steps_of(end):

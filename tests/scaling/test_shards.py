@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfamp
 from tests.conftest import mostly_long
+from tests.scaling import shard_cases
 
 OPTIMIZERS = {
     "adamw": lambda: keras.optimizers.AdamW(
@@ -113,6 +114,26 @@ def test_shards_change_no_bit(mirrored, name, replicas):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("replicas", "name"),
+    mostly_long(
+        [(r, name) for r in (2, 4) for name in shard_cases.CASES],
+        always=[(2, "float16")],
+    ),
+)
+def test_a_training_of_twenty_steps_is_the_same_to_the_bit(
+    mirrored, replicas, name
+):
+    strategy, options = mirrored(replicas), shard_cases.CASES[name]
+    whole = shard_cases.trained(strategy, False, **options)
+    sharded = shard_cases.trained(strategy, True, **options)
+    assert whole["skipped"] >= replicas
+    assert whole["iterations"] == shard_cases.STEPS - whole["skipped"]
+    for key, value in whole.items():
+        np.testing.assert_array_equal(value, sharded[key], err_msg=key)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("poisoned_by", mostly_long(range(4), always=[1]))
 def test_a_step_that_one_replica_spoils_is_skipped_on_all(
     mirrored, poisoned_by
@@ -183,6 +204,44 @@ def test_one_part_cannot_be_taken_for_the_whole(mirrored):
 def test_what_needs_more_than_an_element_is_refused(make, said):
     with pytest.raises(tfamp.InputError, match=said):
         tfamp.wrap_optimizer(make(), shard=True)
+
+
+def each_optimizer_of_keras():
+    """By name, one of each class that Keras has."""
+    several = {"MultiOptimizer": ([keras.optimizers.SGD(0.1)],)}
+    classes = {
+        name: cls
+        for name, cls in vars(keras.optimizers).items()
+        if isinstance(cls, type)
+        and issubclass(cls, keras.optimizers.Optimizer)
+        and name not in ("Optimizer", "LossScaleOptimizer")
+    }
+    return {
+        name: cls(*several.get(name, (0.1,))) for name, cls in classes.items()
+    }
+
+
+def test_every_optimizer_of_keras_is_taken_or_refused_in_one_line():
+    refused = {}
+    for name, optimizer in each_optimizer_of_keras().items():
+        try:
+            tfamp.wrap_optimizer(optimizer, shard=True)
+        except tfamp.InputError as error:
+            refused[name] = str(error)
+    for name, said in refused.items():
+        assert f"{name} is not known to" in said
+        assert "\n" not in said
+    # Norms or products of whole weights; what is averaged elsewhere.
+    later = {"Muon", "MultiOptimizer", "ScheduleFreeAdamW"}
+    assert refused.keys() - later == {"Adafactor", "Lamb"}
+
+
+def test_somebodys_own_optimizer_is_refused():
+    class Mine(keras.optimizers.Adam):
+        pass
+
+    with pytest.raises(tfamp.InputError, match="Mine is not known to"):
+        tfamp.wrap_optimizer(Mine(), shard=True)
 
 
 def test_a_constraint_is_refused():

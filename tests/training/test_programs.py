@@ -258,6 +258,24 @@ def test_what_changes_while_it_trains_counts_in_the_next_call():
     assert Scale.traces == 1
 
 
+def test_a_vocabulary_is_not_walked_through():
+    model = trained_model()
+    few = len(repr(programs.facts(model)))
+    model.scaled.vocabulary = [str(i) for i in range(100_000)]
+    assert len(repr(programs.facts(model))) < few + 2000
+
+
+def test_a_deep_model_is_known_again():
+    inputs = outputs = keras.Input([4])
+    for _ in range(500):
+        outputs = layers.Activation("relu")(outputs)
+    model = keras.Model(inputs, outputs)
+    facts = programs.facts(model)
+    assert facts == programs.facts(model)
+    model.layers[250].activation = keras.activations.tanh
+    assert facts != programs.facts(model)
+
+
 def test_facts_keep_no_graph():
     class Leaves(layers.Layer):
         def call(self, inputs):

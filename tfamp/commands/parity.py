@@ -17,7 +17,8 @@ def add_to(commands: Any) -> None:
         description="Trains a recipe with the same seeds in each precision, "
         "each run in a process of its own, and tests whether the final metric "
         "is equivalent to float32's. Started again, it goes on where it was; "
-        "with more seeds, it adds them. Exit status 1 where equivalence is "
+        "with more seeds, it adds them. The tune.json of `tfamp tune` "
+        "is a precision, too. Exit status 1 where equivalence is "
         "not shown.",
         allow_abbrev=False,
     )

@@ -74,7 +74,11 @@ class Replay:
     def __call__(self) -> Blame:
         """Replays the step, on all workers together."""
         try:
-            return self._blame()
+            with contextlib.ExitStack() as stack:
+                for optimizer in self._optimizers:
+                    if optimizer.shards is not None:
+                        stack.enter_context(optimizer.shards.whole_weights())
+                return self._blame()
         except tf.errors.ResourceExhaustedError:
             return Blame(
                 "unknown",

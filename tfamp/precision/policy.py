@@ -91,11 +91,16 @@ def _meant(name: str) -> str:
     return name
 
 
-def check_compared(names: Sequence[str]) -> None:
-    """Raises `InputError` for precisions that cannot stand side by side."""
+def check_compared(names: Sequence[str], takes_maps: bool = False) -> None:
+    """Raises `InputError` for precisions that cannot stand side by side.
+
+    Args:
+        names: the precisions.
+        takes_maps: whether the `tune.json` of `tfamp tune` may be one.
+    """
     for name in names:
         resolve_precision(name)
-        if name == AUTO:
+        if name == AUTO or (is_map(name) and not takes_maps):
             raise InputError(
                 f"Precision {name!r} cannot be compared; expected some of "
                 f"{', '.join((*PRECISIONS, FLOAT8))}."

@@ -10,9 +10,10 @@ optimizer has as many variables, in the same order, as without shards, and what
 a checkpoint holds does not depend on how many replicas there were.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -58,6 +59,8 @@ class Shards:
         strategy: whose replicas share.
         weights: those weights.
         masters: a piece of each weight, in its dtype.
+        whole_weights: makes a context in which each weight is whole and in its
+            own dtype, also in graphs; all workers enter it together.
 
     Raises:
         InputError: for an optimizer, a weight or a strategy that does not go
@@ -80,6 +83,9 @@ class Shards:
         self.strategy = strategy
         self._optimizer = optimizer
         self.weights = list(weights)
+        self.whole_weights: Callable[
+            [], contextlib.AbstractContextManager[None]
+        ] = contextlib.nullcontext
         self.masters = [self._piece_of(w, w.name, "zeros") for w in weights]
         # Those that Keras knows what to decay by; they may be replaced.
         self._stored = [keras_internals.stored(w) for w in weights]

@@ -7,7 +7,8 @@ more than once, stays float32: the sums of its gradients would be rounded.
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -49,6 +50,9 @@ def in_16_bits(model: keras.Model, element_spec: Any) -> Iterator[None]:
     wides = {}
     for weight, dtype in chosen:
         wides[id(weight)] = _narrow(weight, dtype, shards)
+    shards.whole_weights = functools.partial(
+        _whole, [(weight, wides[id(weight)]) for weight, _ in chosen], shards
+    )
     # Keras's own functions were traced with the wide ones.
     _forget_functions(model)
     is_whole = False
@@ -57,6 +61,7 @@ def in_16_bits(model: keras.Model, element_spec: Any) -> Iterator[None]:
         shards.follow_all()
         is_whole = True
     finally:
+        shards.whole_weights = contextlib.nullcontext
         for weight, _ in chosen:
             _widen(weight, wides[id(weight)], shards, is_whole)
         _forget_functions(model)
@@ -188,10 +193,7 @@ def _narrow(
     before = type(weight)
     weight.shards = shards
     keras_internals.replace_value(weight, narrow, _NarrowWeight)
-    for component in strategy.experimental_local_results(wide):
-        # Frees the memory: the variable keeps its place, for what holds on to
-        # it, and whatever was traced with it fails until it is whole again.
-        _put(component, tf.zeros([0], wide.dtype))
+    _empty(wide, shards)
     return before, wide
 
 
@@ -214,6 +216,38 @@ def _widen(
         _put(component, value)
     keras_internals.replace_value(weight, wide, before)
     del weight.shards
+
+
+@contextlib.contextmanager
+def _whole(
+    chosen: Sequence[tuple[keras.Variable, tuple[type, tf.Variable]]],
+    shards: Shards,
+) -> Iterator[None]:
+    """Within it the weights are float32; all workers enter it together.
+
+    What was traced with those of 16 bits finds them there again after it.
+    """
+    narrows = []
+    try:
+        for weight, undo in chosen:
+            narrow = keras_internals.stored(weight)
+            _widen(weight, undo, shards, is_whole=True)
+            narrows.append(narrow)
+        yield
+    finally:
+        for (weight, (_, wide)), narrow in zip(chosen, narrows, strict=False):
+            weight.shards = shards
+            keras_internals.replace_value(weight, narrow, _NarrowWeight)
+            _empty(wide, shards)
+
+
+def _empty(wide: tf.Variable, shards: Shards) -> None:
+    """Frees the memory: the variable keeps its place, for what holds on to it.
+
+    Whatever was traced with it fails until it is whole again.
+    """
+    for component in shards.strategy.experimental_local_results(wide):
+        _put(component, tf.zeros([0], wide.dtype))
 
 
 def _put(variable: tf.Variable, value: tf.Tensor) -> None:

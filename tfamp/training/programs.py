@@ -21,8 +21,10 @@ from tfamp.distribute.consensus import number_of_workers
 
 # Training, evaluation on two sets, predictions, each with room for another.
 _MOST = 8
-# Larger arrays are taken for what they were while they are the same object.
+# Larger arrays, and collections as of a tokenizer, are taken for what they were
+# while they are the same object.
 _MOST_BYTES = 65536
+_MOST_ENTRIES = 1024
 _PLACE = "_tfamp_programs"
 
 
@@ -115,9 +117,17 @@ def facts(model: keras.Model) -> Any:
     """All that a trace may have read of a model, to be compared with `==`.
 
     Numbers and strings count by value, at any depth of lists, dictionaries and
-    objects; what variables hold, functions and large arrays by identity. What
-    `keras.config` says counts too, and the global seed.
+    objects; what variables hold, functions, large arrays and large collections
+    by identity. What `keras.config` says counts too, and the global seed.
     """
+    seen: set[int] = set()
+    try:
+        of_layers = [
+            _facts(each, seen) for each in keras_internals.all_layers(model)
+        ]
+    except RecursionError:
+        # Someone's chain of objects: equal to nothing.
+        return object()
     return (
         _Same(model.distribute_strategy),
         # A new one has another state, as after `set_random_seed`.
@@ -125,7 +135,7 @@ def facts(model: keras.Model) -> Any:
         keras.config.floatx(),
         keras.config.epsilon(),
         keras.config.dtype_policy().name,
-        _facts(model, set()),
+        of_layers,
     )
 
 
@@ -139,7 +149,8 @@ def _facts(value: Any, seen: set[int]) -> Any:
         return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, types.MethodType):
         return _Same(value.__self__), _Same(value.__func__)
-    if id(value) in seen:
+    is_collection = isinstance(value, Mapping | list | tuple | set | frozenset)
+    if id(value) in seen or (is_collection and len(value) > _MOST_ENTRIES):
         return _Same(value)
     if isinstance(value, Mapping):
         seen.add(id(value))
@@ -147,13 +158,13 @@ def _facts(value: Any, seen: set[int]) -> Any:
             (_facts(key, seen), _facts(each, seen))
             for key, each in value.items()
         ]
-    if isinstance(value, list | tuple | set | frozenset):
+    if is_collection:
         seen.add(id(value))
         return type(value), [_facts(each, seen) for each in value]
     if not _has_facts(value):
         return _Same(value)
     seen.add(id(value))
-    left_out = keras_internals.MOVED_BY_CALLS | {_PLACE}
+    left_out = keras_internals.UNREAD_BY_TRACES | {_PLACE}
     return (
         _Same(value),
         type(value),
@@ -168,6 +179,8 @@ def _facts(value: Any, seen: set[int]) -> Any:
 def _has_facts(value: Any) -> bool:
     """Whether what an object is shows in its attributes."""
     if isinstance(value, type | types.FunctionType | types.ModuleType):
+        return False
+    if isinstance(value, keras_internals.JOINTS):
         return False
     package = type(value).__module__.partition(".")[0]
     return hasattr(value, "__dict__") and package not in (

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import pytest
 
 from tests.analysis.parity import parity_recipe
@@ -17,10 +18,13 @@ from tfamp import cli
 from tfamp.analysis.parity import part as parity_part
 from tfamp.analysis.parity import record as parity_record
 from tfamp.analysis.parity import run as parity_run
+from tfamp.analysis.parity import series
 from tfamp.analysis.parity.final_metric import choose_metric, is_greater_better
 from tfamp.analysis.parity.series import Question
 from tfamp.analysis.parity.step_losses import StepLosses
+from tfamp.analysis.report import write
 from tfamp.errors import InputError
+from tfamp.precision.policy import PRECISIONS
 
 RECIPE = parity_recipe.__file__
 
@@ -283,6 +287,61 @@ def test_differences_are_of_the_same_seed_in_whatever_order_runs_come():
     assert test["differences"] == pytest.approx([0.1, 0.0, -0.2])
 
 
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """The path of a map, as `tfamp tune` saves it."""
+    monkeypatch.chdir(tmp_path)
+    policies = keras.dtype_policies.DTypePolicyMap("mixed_bfloat16")
+    policies["second"] = "float32"
+    record = {
+        "schema": "tfamp.tune/1",
+        "precision": "mixed_bfloat16",
+        "dtype_policy_map": keras.dtype_policies.serialize(policies),
+    }
+    path = pathlib.Path("tuned/tune.json")
+    path.parent.mkdir()
+    path.write_text(json.dumps(record))
+    return str(path)
+
+
+def test_a_map_of_precisions_is_a_precision_to_compare(tuned, tmp_path):
+    runs = runs_of([0.5, 0.6], [0.5, 0.61], tuned)
+    record = record_of(runs)
+    assert list(record["equivalent"]) == [tuned]
+    assert record["divergence"][0]["epsilon"] == 2.0**-7
+    (tmp_path / "parity.json").write_text(json.dumps(record))
+    assert f"{tuned}: undecided" in write.write(tmp_path).read_text()
+
+
+def test_runs_by_a_map_hang_on_what_is_in_it(tuned, tmp_path):
+    question = Question(RECIPE, precisions=("float32", tuned), seeds=1)
+    versions = dict.fromkeys(("keras", "tensorflow", "tfamp"), "1")
+    before = series.make_jobs(question, tmp_path, versions)
+    assert [job.name for job in before] == [
+        "float32-seed0",
+        "tuned-tune-seed0",
+    ]
+    assert f"--precision={tuned}" in before[1].arguments
+    path = pathlib.Path(tuned)
+    path.write_text(path.read_text() + "\n")
+    after = series.make_jobs(question, tmp_path, versions)
+    assert before[0] == after[0]
+    assert before[1].depends_on != after[1].depends_on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["tuned/tune.json", "float8"])
+def test_other_precisions_are_evaluated_as_they_trained_too(tuned, precision):
+    del tuned
+    run = measure(precision)
+    assert run["precision"] == precision
+    assert run["evaluations_reason"] is None
+    assert set(run["evaluations"]) == {*PRECISIONS, precision}
+    (evaluation,) = record_of([measure("float32"), run])["evaluations"][1:]
+    own = run["metrics"]["accuracy"]
+    assert evaluation["metrics_in"][precision] == pytest.approx(own, abs=1e-6)
+
+
 def test_the_report_shows_verdict_plots_and_tables():
     runs = runs_of([0.9, 0.92, 0.94], [0.901, 0.92, 0.94])
     runs[5]["scale_changes"] = [[1, 65536.0], [2, 32768.0]]
@@ -361,6 +420,7 @@ def test_the_better_side_is_told_by_the_name(name, greater):
         (["--config.epochs=x"], ["--epochs=x"]),
         (["--config.seed=1"], ["--seed=1", "--seeds"]),
         (["--config.checkpoint_dir=x"], ["--checkpoint_dir=x"]),
+        (["--precision_map=x.json"], ["--precisions=float32,", "x.json"]),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(

@@ -1,5 +1,6 @@
 """The plots of `tfamp parity`."""
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ def differences(record: Record) -> Plot:
     axes.axvspan(-margin, margin, color="#000000", alpha=0.08, lw=0)
     axes.axvline(0.0, color="#000000", lw=1)
     for row, test in enumerate(tests):
-        color = plots.COLORS[test["precision"]]
-        marker = plots.MARKERS[test["precision"]]
+        color = _color(test["precision"])
+        marker = _marker(test["precision"])
         known = [d for d in test["differences"] if d is not None]
         axes.scatter(
             known,
@@ -109,7 +110,7 @@ def trajectories(record: Record) -> Plot:
         epsilons[each["precision"]] = each["epsilon"]
         _draw(axes, each, _positive(each["relative_differences"]))
     for precision, epsilon in epsilons.items():
-        axes.axhline(epsilon, color=plots.COLORS[precision], lw=2.5, alpha=0.35)
+        axes.axhline(epsilon, color=_color(precision), lw=2.5, alpha=0.35)
     _add_legend(figure, axes, list(epsilons))
     axes.set_yscale("log")
     axes.set_xlabel("step")
@@ -144,9 +145,8 @@ def scales(record: Record) -> Plot | None:
             [*steps, last_steps[each["precision"], each["seed"]]],
             [*values, values[-1]],
             where="post",
-            color=plots.COLORS[each["precision"]],
             label=_hidden_label(each),
-            **_LINES[each["precision"]],
+            **_line(each["precision"]),
         )
     _add_legend(
         figure, axes, list(dict.fromkeys(e["precision"] for e in moving))
@@ -168,11 +168,10 @@ def _draw(axes, run, values):
     axes.plot(
         steps,
         [float("nan") if value is None else value for value in values],
-        color=plots.COLORS[precision],
         label=_hidden_label(run),
         # One point alone makes no line.
-        marker=plots.MARKERS[precision] if len(steps) == 1 else None,
-        **_LINES[precision],
+        marker=_marker(precision) if len(steps) == 1 else None,
+        **_line(precision),
     )
 
 
@@ -183,16 +182,35 @@ def _hidden_label(run):
 
 def _add_legend(figure, axes, precisions):
     for precision in precisions:
-        axes.plot(
-            [],
-            [],
-            color=plots.COLORS[precision],
-            label=precision,
-            **_LINES[precision],
-        )
+        axes.plot([], [], label=precision, **_line(precision))
     figure.legend(frameon=False, ncols=4, loc="outside upper left")
 
 
 def _positive(values):
     # A logarithmic axis has no place for agreement to the last bit.
     return [value or None for value in values]
+
+
+def _line(precision: str) -> dict[str, Any]:
+    """How a precision is drawn; a map of precisions by its name alone."""
+    if precision in _LINES:
+        return _LINES[precision] | {"color": plots.COLORS[precision]}
+    return {
+        "ls": (0, (1, 1)),
+        "lw": 0.9,
+        "alpha": 0.8,
+        "color": _color(precision),
+    }
+
+
+def _color(precision: str) -> str:
+    more = plots.MORE_COLORS
+    # The same in every plot, whatever else is in it.
+    return (
+        plots.COLORS.get(precision)
+        or more[zlib.crc32(precision.encode()) % len(more)]
+    )
+
+
+def _marker(precision: str) -> str:
+    return plots.MARKERS.get(precision, "v")

@@ -17,7 +17,8 @@ class Question:
     Attributes:
         recipe: a module or a file, as `tfamp.recipe.load_recipe` takes it.
         settings: fields of its `Config` and their text.
-        precisions: float32, the reference, and others.
+        precisions: float32, the reference, and others; the path of a
+            `tune.json` is one.
         seeds: how many: 0, 1, and so on.
         margin: the largest difference of the metric that does not matter, in
             the metric's own unit.
@@ -42,7 +43,12 @@ class Question:
         check_test(self.margin, self.alpha)
         if self.seeds < 1:
             raise InputError(f"seeds={self.seeds} must be at least 1.")
-        check_compared(self.precisions)
+        if path := self.settings.get("precision_map"):
+            raise InputError(
+                f"--precision_map={path} would be float32's too; name it as a "
+                f"precision: --precisions=float32,mixed_bfloat16,{path}."
+            )
+        check_compared(self.precisions, takes_maps=True)
         if REFERENCE not in self.precisions or len(self.precisions) < 2:
             raise InputError(
                 f"precisions={','.join(self.precisions)}; expected "

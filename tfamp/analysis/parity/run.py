@@ -147,20 +147,33 @@ def measure(recipe: types.ModuleType, config: Any) -> dict[str, Any]:
 
 def _evaluations(recipe, config, recorder):
     """By precision, or None; and why there are none."""
+    import numpy as np
+
+    from tfamp import keras_internals
     from tfamp.precision.policy import PRECISIONS, precision_scope
+    from tfamp.training.fit import evaluate
 
     if not recorder.losses:
         return None, "the recipe trains without tfamp.fit"
-    weights = recorder.model.get_weights()
-    strategy = recorder.model.distribute_strategy
+    model = recorder.model
+    # Other precisions have no scales of 8-bit numbers.
+    weights = [
+        np.asarray(variable)
+        for variable in model.weights
+        if not keras_internals.overwrites_with_gradient(variable)
+    ]
+    strategy = model.distribute_strategy
     evaluations = {}
-    for precision in PRECISIONS:
+    for precision in dict.fromkeys((*PRECISIONS, config.precision)):
         here = dataclasses.replace(config, precision=precision)
         try:
             with precision_scope(precision):
-                evaluations[precision] = _evaluate(
-                    recipe, here, strategy, weights
-                )
+                if precision in PRECISIONS:
+                    found = _evaluate(recipe, here, strategy, weights)
+                else:
+                    _, batches = recipe.make_datasets(here)
+                    found = _scalars(evaluate(model, batches))
+                evaluations[precision] = found
         except InputError as error:
             # Such as float16 on a TPU.
             print(f"not evaluated in {precision}: {error}")

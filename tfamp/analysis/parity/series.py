@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from tfamp.analysis.parity.final_metric import choose_metric
 from tfamp.analysis.parity.question import REFERENCE, Question
 from tfamp.analysis.parity.run import run_config
 from tfamp.files.output import make_folder, output_folder, write_atomically
+from tfamp.precision import maps
 from tfamp.recipe import load_recipe
 
 FILE_NAME = "parity.json"
@@ -100,7 +102,7 @@ def make_jobs(
     jobs = []
     for seed in range(question.seeds):
         for precision in (REFERENCE, *question.others):
-            name = f"{precision}-seed{seed}"
+            name = f"{_folder_name(precision)}-seed{seed}"
             run_folder = folder / "runs" / name
             jobs.append(
                 Job(
@@ -112,11 +114,26 @@ def make_jobs(
                     ),
                     result=run_folder / "result.json",
                     log=run_folder / "log.txt",
-                    depends_on=depends_on,
+                    depends_on=depends_on | _content(precision),
                     kind=precision,
                 )
             )
     return jobs
+
+
+def _folder_name(precision):
+    if not maps.is_map(precision):
+        return precision
+    path = pathlib.Path(precision)
+    return "-".join(re.findall(r"[\w.]+", str(path.with_suffix(""))))
+
+
+def _content(precision):
+    """What runs by a map hang on beside its name."""
+    if not maps.is_map(precision):
+        return {}
+    content = pathlib.Path(precision).expanduser().read_bytes()
+    return {"the precision map (SHA-256)": _short_digest(content)}
 
 
 def _config_of(question):
@@ -139,4 +156,8 @@ def _is_json(value):
 
 def _digest(recipe):
     source = pathlib.Path(load_recipe(recipe).__file__ or recipe)
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    return _short_digest(source.read_bytes())
+
+
+def _short_digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]

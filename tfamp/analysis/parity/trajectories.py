@@ -19,7 +19,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tfamp.formats import FORMATS
-from tfamp.precision.policy import FLOAT8, compute_dtype_of
+from tfamp.precision.policy import (
+    FLOAT8,
+    compute_dtype_of,
+    resolve_precision,
+)
 
 # Step (from 1) -> its loss; None where the loss was not finite.
 Losses = Mapping[int, float | None]
@@ -46,7 +50,8 @@ class Divergence:
 
 
 def epsilon_of(precision: str) -> float:
-    """The spacing from 1 to 2 of what a precision computes in."""
+    """The spacing from 1 to 2 of what a precision, or a map, computes in."""
+    precision = resolve_precision(precision)
     if precision == FLOAT8:
         return FORMATS["float8_e4m3fn"].epsilon
     return FORMATS[compute_dtype_of(precision)].epsilon
