@@ -88,6 +88,27 @@ def test_float32_computes_as_a_model_built_in_it(tmp_path):
     np.testing.assert_array_equal(loaded(ROWS), plain(ROWS))
 
 
+def test_what_stands_beside_a_policy_is_loaded_in_another(tmp_path):
+    with tfamp.precision_scope("mixed_bfloat16"):
+        table = keras.layers.ReversibleEmbedding(7, 4, reverse_dtype="bfloat16")
+        ids = keras.Input([3], dtype="int32")
+        states = keras.ops.cast(table(ids) / 3, "bfloat16")
+        logits = table(states, reverse=True)
+        last = keras.layers.Activation("linear", dtype="float32")
+        model = keras.Model(ids, last(logits))
+    model.save(tmp_path / "model.keras")
+    ids = np.arange(6).reshape(2, 3)
+
+    loaded = tfamp.load_model(tmp_path / "model.keras", "float32")
+
+    weights = np.float64(table.get_weights()[0])
+    np.testing.assert_allclose(
+        loaded(ids), weights[ids] / 3 @ weights.T, rtol=1e-5, atol=1e-9
+    )
+    other = tfamp.load_model(tmp_path / "model.keras", "mixed_float16")
+    assert other.layers[1].reverse_dtype == "float16"
+
+
 def test_a_layer_that_was_put_into_float32_stays_so(tmp_path):
     with tfamp.precision_scope("mixed_float16"):
         model = keras.Sequential(

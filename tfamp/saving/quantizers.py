@@ -29,6 +29,7 @@ _PRODUCTS = (
     "CONV_2D_TRANSPOSE",
     "BATCH_MATMUL",
 )
+_ONNX_PRODUCTS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 Batches = Sequence[dict[str, np.ndarray]]
 
 
@@ -199,6 +200,7 @@ def of_onnx(
                 os.fspath(target),
                 _Reader(calibration, file),
                 quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=_ONNX_PRODUCTS,
                 per_channel=True,
                 nodes_to_exclude=kept,
             )

@@ -19,6 +19,7 @@ from tfamp.precision.policy import PRECISIONS
 _CONFIG = "config.json"
 _OURS = "tfamp>LossScaleOptimizer"
 _MIXED = tuple(name for name in PRECISIONS if name != "float32")
+_DTYPES_16 = tuple(name.removeprefix("mixed_") for name in _MIXED)
 # As `wrap_optimizer` makes it without 16-bit gradients.
 _FIXED_SCALE = {"dynamic": False, "initial_scale": 1.0}
 
@@ -106,6 +107,7 @@ def _rewrite(config, path, precision, initial_scale):
             layer: renamed(policy) if isinstance(policy, str) else policy
             for layer, policy in each["policy_map"].items()
         }
+    _rename_beside(config.get("config"), precision.removeprefix("mixed_"))
     if precision == "mixed_float16":
         _wrap_optimizer(config.get("compile_config"), initial_scale)
     if replaced == {precision}:
@@ -117,6 +119,14 @@ def _rewrite(config, path, precision, initial_scale):
                 if precision == "mixed_float16"
                 else _FIXED_SCALE
             )
+
+
+def _rename_beside(model: Any, dtype: str) -> None:
+    """16 bits that stand beside a policy, in inputs, casts and embeddings."""
+    for each in _objects(model):
+        for key, value in each.items():
+            if key.endswith("dtype") and value in _DTYPES_16:
+                each[key] = dtype
 
 
 def _wrap_optimizer(compiled: Any, initial_scale: float) -> None:
