@@ -232,7 +232,7 @@ def test_a_skip_is_seen_by_a_loop_that_serves_again(caplog):
 
 
 def test_tensorflow_does_not_warn_of_models_and_calls(caplog):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.WARNING, logger="tensorflow")
     for _ in range(6):
         model = keras.Sequential([keras.Input([4]), layers.Dense(1)])
         model.compile("sgd", "mse")
