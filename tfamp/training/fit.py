@@ -520,7 +520,7 @@ def _loop(
         try:
             yield loop
         finally:
-            if loop.kept is not None:
+            if loop.kept is not None and programs.can_keep(model):
                 loop.kept.forget()
 
 

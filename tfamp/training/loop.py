@@ -36,6 +36,7 @@ class Loop:
         steps: steps done so far, by all calls since `begin`.
         has_event: whether `kept` saw something in the last step.
         graph: what was traced last.
+        kept: as it was given.
     """
 
     def __init__(
