@@ -1,6 +1,7 @@
 """Each private detail of Keras that tfamp leans on still does what it did."""
 
 import functools
+import gc
 import logging
 import sys
 
@@ -800,6 +801,38 @@ def test_records_of_custom_gradients_go_with_the_trace_and_no_others():
         tape.watch(x)
         y = inner(x)
     assert float(tape.gradient(y, x)) == 5.0
+
+
+def test_records_are_dropped_while_garbage_collection_lets_others_add():
+    registry = sys.modules[
+        "tensorflow.python.framework.ops"
+    ].gradient_registry._registry
+    record = {"type": lambda: None, "location": ()}
+    added, pairs = [], []
+
+    def add(phase, info):
+        added.append(f"CustomGradient-of-another-{len(added)}")
+        registry[added[-1]] = record
+
+    @tf.function(autograph=False)
+    def dropping(x):
+        with keras_internals.differentiated_within():
+            y = x * 2
+            # Python keeps some to use again, whose making collects nothing.
+            pairs.extend((i, i) for i in range(10_000))
+            gc.callbacks.append(add)
+            gc.set_threshold(1)
+            return y
+
+    thresholds = gc.get_threshold()
+    try:
+        assert float(dropping(tf.constant(1.0))) == 2.0
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(add)
+        for name in added:
+            registry.pop(name, None)
+    assert added
 
 
 @pytest.mark.skipif(

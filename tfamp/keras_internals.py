@@ -1065,7 +1065,9 @@ def differentiated_within() -> Iterator[None]:
     graph = tf.compat.v1.get_default_graph()
     module = sys.modules["tensorflow.python.framework.ops"]
     records = module.gradient_registry._registry
-    for name, record in list(records.items()):
+    # Copied in one step: while a list of pairs grows, garbage may be collected,
+    # and in that another thread may add a record.
+    for name, record in dict(records).items():
         if (
             name.startswith("CustomGradient-")
             and _traced_in(record["type"]) is graph

@@ -168,7 +168,8 @@ def _replacements() -> list[tuple]:
 
 
 def _functions(module, home: str, by_keras: bool) -> Iterator[tuple]:
-    for name, function in list(vars(module).items()):
+    # Copied in one step: other threads import while this one lists.
+    for name, function in dict(vars(module)).items():
         if (
             name.startswith("_")
             or name in _ALONE
