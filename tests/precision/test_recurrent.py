@@ -104,6 +104,20 @@ COUNTERS = {
 }
 
 
+def products_of(graph):
+    """The dtypes of the matrix products of a graph, loops included."""
+    definition = graph.as_graph_def()
+    nodes = [
+        *definition.node,
+        *(n for f in definition.library.function for n in f.node_def),
+    ]
+    return {
+        tf.as_dtype(node.attr["T"].type).name
+        for node in nodes
+        if node.op in matmul_dtypes.PRODUCTS
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -141,16 +155,31 @@ def test_products_of_a_recurrent_layer_stay_in_16_bits_and_files_keep_all(
     np.testing.assert_array_equal(loaded(batch), model(batch))
     assert not [each for each in keep_float32(loaded) if each.changed]
     graph = tf.function(loaded).get_concrete_function(batch).graph
-    definition = graph.as_graph_def()
-    nodes = [
-        *definition.node,
-        *(n for f in definition.library.function for n in f.node_def),
-    ]
-    assert {
-        tf.as_dtype(node.attr["T"].type).name
-        for node in nodes
-        if node.op in matmul_dtypes.PRODUCTS
-    } == {"float16"}
+    assert products_of(graph) == {"float16"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    mostly_long(
+        ["SimpleRNN", "LSTM", "own cell", "stacked", "Bidirectional"],
+        always=["LSTM", "own cell"],
+    ),
+)
+def test_what_is_said_of_its_products_is_true_of_a_recurrent_layer(name):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layer = COUNTERS[name]()
+    inputs = keras.Input((2, 1), batch_size=1)
+    model = keras.Model(inputs, layers.Dense(1)(layer(inputs)))
+    kept = {each.path: each.reason for each in keep_float32(model)}[layer.name]
+    graph = tf.function(model.layers[1]).get_concrete_function(ONES[:, :2])
+    assert products_of(graph.graph) == (
+        {"bfloat16"} if "of gates in 16 bits" in kept else {"float32"}
+    )
+    # Said again, and as an output, it is the same.
+    (again,) = [e for e in keep_float32(model) if e.path == layer.name]
+    assert (again.reason, again.changed) == (kept, False)
+    alone = keras.Model(inputs, COUNTERS[name]()(inputs))
+    assert [each.reason for each in keep_float32(alone)] == [f"output and {kept}"]
 
 
 def test_states_that_are_returned_are_not_rounded():

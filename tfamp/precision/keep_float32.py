@@ -31,6 +31,7 @@ from tfamp.precision.product_policy import product_dtype
 
 _BY_POLICY = "float32 by its own dtype policy"
 _STATE = "state in float32 from step to step, products of gates in 16 bits"
+_STATE_AND_PRODUCTS = "state and products in float32 from step to step"
 _MASKING = "values to mask looked for before they are rounded"
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 _SOFTMAXES = (
@@ -277,7 +278,8 @@ def _is_told_by_owner(place: Place, what: str) -> bool:
     if float32_layers.is_switched(place.owner):
         return True
     if isinstance(place.owner, (*_RECURRENT, keras.layers.StackedRNNCells)):
-        return what in (_BY_POLICY, _STATE, heads.AROUND_PRODUCT)
+        of_owner = (_STATE, _STATE_AND_PRODUCTS)
+        return what in (_BY_POLICY, *of_owner, heads.AROUND_PRODUCT)
     owner_is_float32 = (
         not isinstance(place.owner, keras.Model)
         and place.owner.compute_dtype == "float32"
@@ -288,7 +290,8 @@ def _is_told_by_owner(place: Place, what: str) -> bool:
 def _keep_output(layer) -> tuple[str | None, bool]:
     """Lets a layer return float32; what was done and whether it was new."""
     if isinstance(layer, _RECURRENT) and product_dtype(layer) is not None:
-        return f"output and {_STATE}", kept_layers.return_float32(layer)
+        is_new = kept_layers.return_float32(layer)
+        return f"output and {_state(layer)}", is_new
     if not _is_16_bit(layer):
         return _by_policy(layer)
     if isinstance(layer, keras.layers.SpectralNormalization):
@@ -333,7 +336,7 @@ def _keep_inside(layer, *, keeps_operations: bool) -> tuple[str | None, bool]:
             return None, False
         # The backward and the forward layer of a Bidirectional go with it.
         kept_layers.keep_state(layer, casts_back=True)
-        return _STATE, True
+        return _state(layer), True
     what = _sensitive_step(layer)
     if what is not None:
         if float32_layers.is_switched(layer):
@@ -362,12 +365,18 @@ def _keep_inside(layer, *, keeps_operations: bool) -> tuple[str | None, bool]:
 def _by_policy(layer) -> tuple[str | None, bool]:
     if product_dtype(layer) is not None:
         is_recurrent = isinstance(layer, _RECURRENT)
-        return (_STATE if is_recurrent else heads.AROUND_PRODUCT), False
+        what = _state(layer) if is_recurrent else heads.AROUND_PRODUCT
+        return what, False
     # Integer and string layers have no precision, and other names than
     # float32 are the caller's own choice.
     if layer.compute_dtype != "float32":
         return None, False
     return heads.kept(layer) or _BY_POLICY, False
+
+
+def _state(layer) -> str:
+    has_gates = kept_layers.has_gates(layer)
+    return _STATE if has_gates else _STATE_AND_PRODUCTS
 
 
 def _sensitive_step(layer) -> str | None:

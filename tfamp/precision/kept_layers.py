@@ -214,6 +214,12 @@ def return_float32(layer: keras.layers.Layer) -> bool:
     return vars(layer).pop(_RETURNS, None) is not None
 
 
+def has_gates(layer: keras.layers.Layer) -> bool:
+    """Whether a recurrent layer has cells whose products may take 16 bits."""
+    layer = getattr(layer, "forward_layer", layer)
+    return any(isinstance(cell, _GATED) for cell in _cells(layer))
+
+
 def _cells(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The cells of a recurrent layer, those in a stack included."""
     pending, cells = [getattr(layer, "cell", None)], []
