@@ -25,6 +25,7 @@ from typing import Any, Literal, overload
 import keras
 import numpy as np
 import tensorflow as tf
+from packaging.version import Version
 
 
 @contextlib.contextmanager
@@ -824,6 +825,9 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The model and all layers in it, at any depth, each once."""
     return model._flatten_layers()
 
+
+# Keras 3.10 has it in the dtype of its input.
+RMS_NORMALIZATION_IS_FLOAT32 = Version(keras.__version__) >= Version("3.11")
 
 # Keras has a name for it since 3.13.
 _GLOBAL_SEED_GENERATOR = "global_seed_generator"

@@ -20,6 +20,7 @@ from tests.resumable_run import (
     run,
     state_of,
 )
+from tfamp import keras_internals
 from tfamp.checkpoint.random_state import get_random_state, set_random_state
 from tfamp.checkpoint.store import Checkpoints, Position
 
@@ -122,6 +123,8 @@ class TestRestore:
         assert [draw(), draw()] == expected
 
     def test_random_state_is_right_before_anything_drew(self):
+        # Keras up to 3.12 keeps what drew before the seed.
+        keras_internals.forget_global_seed_generator()
         keras.utils.set_random_seed(4)
         state = get_random_state()
         assert state["keras"] is None
@@ -211,7 +214,7 @@ class TestAnotherModel:
             ),
             (
                 {"inner": keras.optimizers.SGD(0.1)},
-                r"it lacks sgd/iteration \(\) int",
+                r"it lacks (?i:sgd)/iteration \(\) int",
             ),
         ],
     )

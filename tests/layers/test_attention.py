@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from packaging.version import Version
 
 import tfamp
 from tests.conftest import FLOAT32_ROUNDING
@@ -139,6 +140,10 @@ def test_only_the_16_bit_scores_of_all_pairs_are_kept():
     )
 
 
+@pytest.mark.skipif(
+    Version(keras.__version__) < Version("3.15"),
+    reason="Keras's own fails on a CPU",
+)
 def test_grouped_heads_are_left_to_keras():
     *inputs, _ = draw("float32", heads=(4, 2))
     np.testing.assert_array_equal(

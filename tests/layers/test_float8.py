@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from packaging.version import Version
 
 import tfamp
 from tfamp.layers import float8_counterparts
@@ -29,6 +30,8 @@ MODES = {
     "graph": tf.function,
     "xla": lambda f: tf.function(f, jit_compile=True),
 }
+# `doctor` says what it did before.
+XLA_ROUNDS_ONCE = Version(tf.__version__) >= Version("2.21")
 DTYPES = {
     "bfloat16": ml_dtypes.bfloat16,
     "float16": np.float16,
@@ -50,7 +53,9 @@ def values(count=2000):
     return (random.normal(size=count) * sizes).astype("float32")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", MODES if XLA_ROUNDS_ONCE else ["eager", "graph"]
+)
 @pytest.mark.parametrize("format_name", [E4M3, E5M2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("power_of_two", [True, False])

@@ -81,7 +81,10 @@ def test_data_that_end_early_begin_anew_in_the_next_epoch_with_a_warning(
             steps_per_epoch=steps_per_epoch,
             verbose=0,
         )
-    assert caught[0].filename == __file__
+    (ours,) = {
+        each.filename for each in caught if "repeat()" in str(each.message)
+    }
+    assert ours == __file__
     assert steps_of(model) == steps_done
     assert len(history.history["loss"]) == 4
     assert np.isfinite(history.history["loss"]).all()

@@ -161,6 +161,6 @@ def test_logs_in_dicts_and_arrays_are_those_of_model_fit():
     for ours, stock in zip(
         histories(tfamp.fit), histories(keras.Model.fit), strict=True
     ):
-        assert {"mae", "one", "two", "val_one"} <= set(stock) <= set(ours)
+        assert {"mae", "one", "two", "val_loss"} <= set(stock) <= set(ours)
         for name, values in stock.items():
             np.testing.assert_allclose(ours[name], values, rtol=1e-6)

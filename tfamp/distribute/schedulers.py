@@ -1,7 +1,7 @@
 """Whom a scheduler started as workers: Slurm, Kubernetes.
 
-TensorFlow's resolvers read their environments; what those get wrong in
-TensorFlow 2.21 is put right here, each with its reason.
+TensorFlow's resolver reads Slurm's environment; what it gets wrong in TensorFlow
+2.21 is put right here, each with its reason.
 """
 
 import re
@@ -16,6 +16,7 @@ from tfamp.errors import InputError
 SLURM_PORT = 8888
 KUBERNETES_PORT = 8470
 
+_POD_LABEL = "job-name=tensorflow"
 _POD_POLL_SECONDS = 2.0
 
 
@@ -82,13 +83,10 @@ def kubernetes_workers(
         raise InputError("cluster='kubernetes' needs num_workers=N.")
     try:
         kubernetes.config.load_incluster_config()
-        # Given a client of ours: the resolver's own looks for the settings of
-        # a user's machine, which no pod has.
-        pods = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-            tf_server_port=port,
-            override_client=kubernetes.client.CoreV1Api(),
-        )
-        addresses = _wait_for_pods(pods, num_workers)
+        # Not by TensorFlow's resolver, which up to 2.19 looks for the settings
+        # of a user's machine, which no pod has.
+        pods = _wait_for_pods(kubernetes.client.CoreV1Api(), num_workers)
+        addresses = [f"{pod.status.host_ip}:{port}" for pod in pods]
     except kubernetes.config.ConfigException as error:
         raise InputError(
             f"This is no pod of a Kubernetes cluster ({error}); use "
@@ -115,21 +113,24 @@ def kubernetes_workers(
     return addresses, worker_index
 
 
-def _wait_for_pods(pods, num_workers):
+def _wait_for_pods(client, num_workers: int) -> list:
+    """The pods that are to be workers, all of which run, by name."""
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while True:
-        try:
-            addresses = pods.cluster_spec().job_tasks("worker")
-            found = f"{len(addresses)} run"
-        except (RuntimeError, ValueError) as error:
-            # A pod that is pending, or none at all.
-            addresses, found = [], str(error)
-        if len(addresses) == num_workers:
-            return addresses
-        if len(addresses) > num_workers or time.monotonic() > deadline:
+        found = client.list_pod_for_all_namespaces(label_selector=_POD_LABEL)
+        pods = sorted(found.items, key=lambda pod: pod.metadata.name)
+        running = [pod for pod in pods if pod.status.phase == "Running"]
+        if len(running) == len(pods) == num_workers:
+            return pods
+        if len(running) > num_workers or time.monotonic() > deadline:
+            others = "".join(
+                f", {pod.metadata.name!r} is {pod.status.phase}"
+                for pod in pods
+                if pod not in running
+            )
             raise InputError(
                 f"Expected {num_workers} running pods with the label "
-                f"job-name=tensorflow: {found}."
+                f"{_POD_LABEL}: {len(running)} run{others}."
             )
         time.sleep(_POD_POLL_SECONDS)
 

@@ -128,6 +128,14 @@ KNOWN_ISSUES = (
         lambda hardware: hardware.kind == "cpu",
     ),
     KnownIssue(
+        "tensorflow",
+        ">=2.19,<2.21",
+        "With XLA, CPUs round float32 to 8 bits by way of float16: one number "
+        "in 300 is not the nearest.",
+        "Run pip install 'tensorflow>=2.21', or jit=False.",
+        lambda hardware: hardware.kind == "cpu",
+    ),
+    KnownIssue(
         "tensorflow-datasets",
         "==4.9.10",
         "tfds.load fails with ModuleNotFoundError: it needs "

@@ -151,8 +151,11 @@ def _replacements() -> list[tuple]:
         function = vars(owner)[name]
         new = replaced.operation(name, function, True)
         found.append((owner, name, function, new))
+    for owner, name in keras_internals.casts_of_keras():
+        function = vars(owner)[name]
+        new = replaced.cast_of_keras(name, function)
+        found.append((owner, name, function, new))
     for owner, name in (
-        *keras_internals.casts_of_keras(),
         *keras_internals.gradient_functions(),
         # In a step: gradients and weights have dtypes of their own.
         *keras_internals.applying_functions(),

@@ -45,7 +45,11 @@ _FLOAT32_INSIDE = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
-    keras.layers.RMSNormalization,
+    *(
+        [keras.layers.RMSNormalization]
+        if keras_internals.RMS_NORMALIZATION_IS_FLOAT32
+        else []
+    ),
 )
 _ATTENTION_BY_HEADS = (
     keras.layers.GroupQueryAttention,

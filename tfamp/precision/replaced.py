@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -86,6 +87,24 @@ def suspended(function: Callable) -> Callable:
     return replacement
 
 
+def cast_of_keras(name: str, function: Callable) -> Callable:
+    """A cast in Keras's own code: of a layer's inputs, or within its `call`.
+
+    The first names a dtype, that of a policy. The second says that of a tensor.
+    """
+    within_call = operation(name, function, by_keras=True)
+    at_the_door = suspended(function)
+    position = _dtype_position(function)
+
+    @functools.wraps(function)
+    def replacement(*args, **kwargs):
+        dtype, _ = _wanted_dtype(args, kwargs, position)
+        chosen = within_call if isinstance(dtype, tf.DType) else at_the_door
+        return chosen(*args, **kwargs)
+
+    return replacement
+
+
 def traced(function: Callable) -> Callable:
     """A call of a `tf.function`, whose trace may be for one dtype."""
 
@@ -158,6 +177,14 @@ def _dtype_position(function: Callable) -> int | None:
     return names.index("dtype") if "dtype" in names else None
 
 
+def _wanted_dtype(args, kwargs, position: int | None) -> tuple[Any, bool]:
+    """What is asked for, None for nothing, and whether by its position."""
+    wanted = kwargs.get("dtype")
+    if wanted is None and position is not None and len(args) > position:
+        return args[position], True
+    return wanted, False
+
+
 def _kind(region: Region, name: str, args, kwargs, is_reflected) -> str | None:
     if region.kinds is None or region.dtype is None:
         return None
@@ -215,9 +242,7 @@ def _compute_wide(region, kind, function, args, kwargs):
 
 def _make(region, function, args, kwargs, position, by_keras):
     """A cast, or numbers from nothing, in float32 where 16 bits are wanted."""
-    wanted, is_positional = kwargs.get("dtype"), False
-    if wanted is None and position is not None and len(args) > position:
-        wanted, is_positional = args[position], True
+    wanted, is_positional = _wanted_dtype(args, kwargs, position)
     name = dtype_name(wanted)
     source = args[0] if args else next(iter(kwargs.values()), None)
     if name in DTYPES_16:

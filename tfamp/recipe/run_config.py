@@ -99,6 +99,7 @@ def start(config: Any) -> "tf.distribute.Strategy":
     """
     import keras
 
+    from tfamp import keras_internals
     from tfamp.distribute.strategy import get_strategy
     from tfamp.precision.policy import resolve_precision, set_precision
 
@@ -108,6 +109,8 @@ def start(config: Any) -> "tf.distribute.Strategy":
         if hasattr(config, name)
     }
     strategy = get_strategy(config.strategy, **options)
+    # Keras up to 3.12 would go on drawing after the seed before.
+    keras_internals.forget_global_seed_generator()
     keras.utils.set_random_seed(config.seed)
     path = getattr(config, "precision_map", "")
     if path and config.precision not in ("auto", resolve_precision(path)):
