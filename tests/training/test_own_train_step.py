@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from packaging.version import Version
 
 import tfamp
 
@@ -138,6 +139,10 @@ class AsInTheGuides(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
 
+@pytest.mark.skipif(
+    Version(keras.__version__) < Version("3.15"),
+    reason="seen in 3.10 and 3.13: its mae of training is that of validation",
+)
 def test_logs_in_dicts_and_arrays_are_those_of_model_fit():
     x = np.linspace(0, 1, 8, dtype="float32")[:, None]
 
@@ -161,6 +166,6 @@ def test_logs_in_dicts_and_arrays_are_those_of_model_fit():
     for ours, stock in zip(
         histories(tfamp.fit), histories(keras.Model.fit), strict=True
     ):
-        assert {"mae", "one", "two", "val_loss"} <= set(stock) <= set(ours)
+        assert {"mae", "one", "two", "val_one"} <= set(stock) <= set(ours)
         for name, values in stock.items():
             np.testing.assert_allclose(ours[name], values, rtol=1e-6)

@@ -1,7 +1,7 @@
 """Whom a scheduler started as workers: Slurm, Kubernetes.
 
-TensorFlow's resolver reads Slurm's environment; what it gets wrong in TensorFlow
-2.21 is put right here, each with its reason.
+TensorFlow's resolver reads Slurm's environment; what it gets wrong in
+TensorFlow 2.21 is put right here, each with its reason.
 """
 
 import re
