@@ -101,6 +101,12 @@ def pytest_configure(config):
     # A shell starts what it puts in the background without Ctrl-C, and so
     # would be the processes that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if Version(keras.__version__) < Version("3.13"):
+        # Keras 3.10 warns of every functional model that it loaded.
+        config.addinivalue_line(
+            "filterwarnings",
+            "ignore:The structure of `inputs` doesn't match:UserWarning",
+        )
     # Graphs are many small objects that live long: looking through them again
     # and again takes a tenth of the suite's time.
     gc.set_threshold(50_000, 20, 50)

@@ -116,11 +116,17 @@ def test_a_signal_ends_the_waiting(tmp_path, monkeypatch):
         Lease(str(tmp_path), lambda: True).take()
 
 
+def owner(folder):
+    """Who the file says has the folder."""
+    return json.loads((folder / FILE_NAME).read_text())["id"]
+
+
 def test_a_number_that_another_process_has_now_is_nobodys(tmp_path):
     lease = Lease(str(tmp_path))
     old = {**lease._own, "started": "1", "id": "old", "renewals": 0}
     (tmp_path / FILE_NAME).write_text(json.dumps(old))
     lease.take()
+    assert owner(tmp_path) == lease._own["id"]
     lease.release()
 
 
@@ -131,6 +137,7 @@ def test_a_file_that_says_nothing_is_followed_when_it_stays_so(
     (tmp_path / FILE_NAME).write_text(content)
     lease = Lease(str(tmp_path))
     lease.take()
+    assert owner(tmp_path) == lease._own["id"]
     lease.release()
 
 

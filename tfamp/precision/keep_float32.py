@@ -379,8 +379,9 @@ def _by_policy(layer) -> tuple[str | None, bool]:
 
 
 def _state(layer) -> str:
-    has_gates = kept_layers.has_gates(layer)
-    return _STATE if has_gates else _STATE_AND_PRODUCTS
+    if kept_layers.has_gates(layer):
+        return _STATE
+    return _STATE_AND_PRODUCTS
 
 
 def _sensitive_step(layer) -> str | None:

@@ -11,6 +11,7 @@ from keras import layers, ops
 import tfamp
 from tfamp.analysis.lint.check import lint
 from tfamp.precision.keep_float32 import keep_float32
+from tfamp.precision.kept_layers import open_door
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -81,6 +82,17 @@ def test_what_is_asked_for_exactly_is_an_error_and_kept_it_is_right(name):
     keep_float32(model)
     assert np.asarray(layer(X), "float32").tolist() == [expected]
     assert not rules(model)
+
+
+def test_layers_of_keras_may_cast_to_the_dtype_of_a_tensor():
+    # As `Masking` of Keras 3.13 does.
+    backend = keras.src.backend
+    layer = Code(lambda x: x * backend.cast(ops.not_equal(x, 257.0), x.dtype))
+    open_door(layer)
+    result = layer(X)
+    assert result.dtype == tf.bfloat16
+    # 259 is between two numbers of bfloat16.
+    assert np.asarray(result, "float32").tolist() == [[256, 0, 258, 260]]
 
 
 def test_a_masking_layer_looks_for_its_value_before_it_is_rounded(tmp_path):
