@@ -2,6 +2,7 @@
 
 import builtins
 import configparser
+import dataclasses
 import json
 import subprocess
 import sys
@@ -295,6 +296,9 @@ def test_known_issues_follow_the_hardware():
     assert "tensorflow-tpu" in trouble(KNOWN_HARDWARE["TPU v5e"])
     assert "tensorflow-tpu" not in trouble(cpu)
     assert "AMD" in trouble(KNOWN_HARDWARE["MI300"])
+    assert "DepthwiseConv1D" not in trouble(cpu)
+    bfloat16_cpu = dataclasses.replace(cpu, cpu_bf16=("avx512_bf16",))
+    assert "DepthwiseConv1D" in trouble(bfloat16_cpu)
 
 
 @pytest.mark.parametrize(

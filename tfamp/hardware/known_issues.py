@@ -44,6 +44,10 @@ def _several_replicas(hardware: Hardware) -> bool:
     return hardware.count > 1 or hardware.kind == "cpu"
 
 
+def _multiplies_bfloat16_in_avx512(hardware: Hardware) -> bool:
+    return hardware.kind == "cpu" and "avx512_bf16" in (hardware.cpu_bf16 or ())
+
+
 # What `tfamp.recipe.hints` says where it has happened.
 ADAPT = KnownIssue(
     "keras",
@@ -134,6 +138,16 @@ KNOWN_ISSUES = (
         "in 300 is not the nearest.",
         "Run pip install 'tensorflow>=2.21', or jit=False.",
         lambda hardware: hardware.kind == "cpu",
+    ),
+    KnownIssue(
+        "tensorflow",
+        "==2.21.*",
+        "On this CPU a depthwise convolution in bfloat16 whose kernel is 15 or "
+        "more wide (all of DepthwiseConv1D's are as wide as they are long) can "
+        "hang in its first call.",
+        "Set ONEDNN_MAX_CPU_ISA=AVX512_CORE in the environment, or keep these "
+        "layers in float32.",
+        _multiplies_bfloat16_in_avx512,
     ),
     KnownIssue(
         "tensorflow-datasets",
