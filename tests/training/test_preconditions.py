@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import tfamp
+from tfamp.hardware.devices import Hardware
 from tfamp.training import preconditions
 
 GPU = ["/device:GPU:0"]
@@ -22,6 +23,32 @@ def test_muon_of_a_keras_in_which_it_fails_is_refused(monkeypatch):
     monkeypatch.setattr(keras, "__version__", "3.12.1")
     with pytest.raises(tfamp.InputError, match=r"keras>=3\.13.*AdamW"):
         tfamp.fit(model, tf.ones([2, 2]), tf.ones([2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("made", "lines"),
+    [
+        (lambda: keras.layers.DepthwiseConv1D(15), 1),
+        (lambda: keras.layers.SeparableConv2D(4, (1, 31)), 1),
+        (lambda: keras.layers.DepthwiseConv2D((31, 7)), 0),
+        (lambda: keras.layers.DepthwiseConv1D(31, dtype="float32"), 0),
+        (lambda: keras.layers.Conv1D(4, 31), 0),
+    ],
+    ids=["1D", "separable", "narrow", "float32", "dense"],
+)
+@pytest.mark.parametrize("instructions", [("avx512_bf16",), ()], ids=str)
+def test_kernels_that_tensorflow_never_makes_are_said(
+    made, lines, instructions, monkeypatch, warnings_of_absl
+):
+    cpu = Hardware("cpu", ("a CPU",), cpu_bf16=instructions)
+    monkeypatch.setattr(preconditions, "detect_hardware", lambda: cpu)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layer = made()
+    preconditions.warn_of_endless_kernels(
+        keras.Sequential([layer]), tf.distribute.get_strategy()
+    )
+    assert len(warnings_of_absl) == (lines if instructions else 0)
 
 
 def resolve(jit, model, is_custom=False):

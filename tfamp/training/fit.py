@@ -225,6 +225,7 @@ def fit(
         safe.build_rest(model, dataset.element_spec, is_custom)
     misplaced.warn_of(model)
     preconditions.warn_of_eager_sums(model)
+    preconditions.warn_of_endless_kernels(model, strategy)
     if microbatches > 1:
         preconditions.check_can_accumulate(model)
     # Keras's own step trains what there is, and says where that is nothing.

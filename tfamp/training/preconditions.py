@@ -4,6 +4,7 @@ What is not met is an `InputError`, raised before anything is traced.
 """
 
 import numbers
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,7 +19,18 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from tfamp import keras_internals
 from tfamp.distribute.strategy import devices_of, static_rows
 from tfamp.errors import InputError
+from tfamp.hardware.devices import detect_hardware
 from tfamp.precision.policy import precision_of
+
+# oneDNN of TensorFlow 2.21 does not end making their kernels for a CPU with
+# bfloat16 instructions, unless there are few outputs or many channels.
+_DEPTHWISE = (
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+_ENDLESS_WIDTH = 15
 
 
 def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
@@ -104,6 +116,31 @@ def warn_of_eager_sums(model: keras.Model) -> None:
             "which some add in 16 bits: sums over many rows, gradients of "
             "biases among them, may be far off. Without it they are made in "
             "float32."
+        )
+
+
+def warn_of_endless_kernels(
+    model: keras.Model, strategy: tf.distribute.Strategy
+) -> None:
+    """Says why nothing may come, before the call that does not end."""
+    wide = [
+        layer.path
+        for layer in keras_internals.all_layers(model)
+        if isinstance(layer, _DEPTHWISE)
+        and layer.compute_dtype == "bfloat16"
+        and layer.kernel_size[-1] >= _ENDLESS_WIDTH
+    ]
+    on_cpus = all("CPU" in device for device in devices_of(strategy))
+    if not wide or not on_cpus or "ONEDNN_MAX_CPU_ISA" in os.environ:
+        return
+    if "avx512_bf16" in (detect_hardware().cpu_bf16 or ()):
+        logging.warning(
+            "Layer %s: on this CPU TensorFlow can hang in a depthwise "
+            "convolution in bfloat16 that is %d or more wide. Set "
+            "ONEDNN_MAX_CPU_ISA=AVX512_CORE in the environment, or pass "
+            'dtype="float32" to the layer.',
+            wide[0],
+            _ENDLESS_WIDTH,
         )
 
 
