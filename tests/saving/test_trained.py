@@ -47,7 +47,7 @@ def test_what_is_no_checkpoint_of_it_is_refused(tmp_path):
     for path, said in (
         (tmp_path / "other.keras", "of another model"),
         (tmp_path / "missing.keras", "is not there"),
-        (tmp_path, "holds"),
+        (tmp_path, "holds no checkpoint; expected the checkpoint_dir"),
     ):
         with pytest.raises(tfamp.InputError, match=said):
             trained.restore(fresh(), path)

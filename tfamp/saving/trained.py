@@ -1,6 +1,7 @@
 """A recipe's model with the weights of a training."""
 
 import os
+import pathlib
 from typing import Any
 
 import keras
@@ -55,6 +56,13 @@ def restore(
 
 
 def _restore_newest(model, folder: str, element_spec) -> None:
+    nothing = InputError(
+        f"{folder!r} holds no checkpoint; expected the checkpoint_dir of a "
+        "training, or a .keras or .weights.h5 file."
+    )
+    # Before it is opened to be written, which asks for an empty one.
+    if not any(pathlib.Path(folder).glob("ckpt-*.index")):
+        raise nothing
     if element_spec is not None:
         is_custom = type(model).train_step is not keras.Model.train_step
         with model.distribute_strategy.scope():
@@ -62,7 +70,4 @@ def _restore_newest(model, folder: str, element_spec) -> None:
             safe.build_rest(model, element_spec, is_custom)
     keras_internals.build_optimizer(model)
     if Checkpoints(model, folder).restore() is None:
-        raise InputError(
-            f"{folder!r} holds no checkpoint; expected the checkpoint_dir of a "
-            "training, or a .keras or .weights.h5 file."
-        )
+        raise nothing
