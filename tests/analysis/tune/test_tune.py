@@ -1,6 +1,7 @@
 """Which layers need float32: planted, and found by measurement."""
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -76,7 +77,14 @@ def tune(model, precision="mixed_bfloat16", **options):
 
 
 def state_of(model):
-    return [np.asarray(variable) for variable in model.variables]
+    return [
+        np.asarray(variable)
+        for variable in [
+            *model.variables,
+            *model.optimizer.variables,
+            *model.metrics_variables,
+        ]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +210,28 @@ def test_both_ends_of_a_range_fault_in_float16_are_put_back():
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    "others", itertools.combinations(["first", "second", "logits"], 2)
+)
+def test_two_other_layers_in_float32_do_not_mend_a_range_fault(others):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = compiled(
+        lambda: sequence(Gain(1e6, name="up"), Gain(1e-6, name="down"))
+    )
+    for name in others:
+        model.get_layer(name).dtype_policy = "float32"
+    report = tune(model, "mixed_float16")
+    assert report.path[0].error == math.inf
+    assert set(report.float32_layers) == {"up", "down"}
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_of_a_sound_model_no_layer_is_put_back(precision):
     report = tune(compiled(sequence), precision)
     assert report.float32_layers == ()
     assert len(report.path) == 1
+    assert report.costs["tuned"] == report.costs["all"]
 
 
 class Block(layers.Layer):
@@ -276,10 +301,36 @@ def test_blocks_of_somebody_and_own_train_steps():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_training_goes_on_as_if_nothing_had_been_measured(precision):
+    keras.config.set_dtype_policy(precision)
+    ends = []
+    for tuned in (False, True):
+        model = compiled(
+            lambda: sequence(
+                layers.BatchNormalization(), layers.Dropout(0.3, seed=2)
+            )
+        )
+        tfamp.fit(model, data(), verbose=0)
+        if tuned:
+            before = state_of(model)
+            tune(model, precision)
+            for value, former in zip(state_of(model), before, strict=True):
+                np.testing.assert_array_equal(value, former)
+        tfamp.fit(model, data(), verbose=0)
+        ends.append(state_of(model))
+    for untouched, measured in zip(*ends, strict=True):
+        np.testing.assert_array_equal(measured, untouched)
+
+
+@pytest.mark.slow
 def test_scores_on_two_replicas_are_those_on_one(mirrored, cancelled):
     _, _, _, report = cancelled
     model = compiled(lambda: sequence(Cancel(name="planted")), mirrored(2))
+    before = state_of(model)
     other = tune(model)
+    for value, former in zip(state_of(model), before, strict=True):
+        np.testing.assert_array_equal(value, former)
     assert other.float32_layers == report.float32_layers
     assert other.noise == pytest.approx(report.noise, rel=1e-4)
     for layer, score in report.scores.items():
