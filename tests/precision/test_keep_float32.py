@@ -579,6 +579,22 @@ def test_a_policy_map_is_respected(tmp_path):
     assert dtypes == ["float32", "bfloat16", "float32"]
 
 
+def test_a_policy_map_does_not_reach_layers_without_a_path():
+    keras.config.set_dtype_policy(
+        keras.dtype_policies.DTypePolicyMap(
+            keras.DTypePolicy("mixed_bfloat16"),
+            {"first": keras.DTypePolicy("float32")},
+        )
+    )
+    model = functional(
+        layers.Dense(4, name="first"),
+        layers.ReLU(),
+        layers.Softmax(name="softmax"),
+    )
+    assert model.get_layer("softmax").path is None
+    assert changed_paths(keep_float32(model)) == ["softmax"]
+
+
 def test_a_compiled_model_that_has_trained_is_traced_anew(mixed_float16):
     model = functional(layers.Dense(2, activation="softmax"))
     model.compile("sgd", "sparse_categorical_crossentropy")

@@ -41,7 +41,8 @@ def policy_of(
     """A layer's own policy, also out of a map of policies."""
     policy = layer.dtype_policy
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
-        return policy[layer.path]
+        # A model of a graph has no path.
+        return policy[layer.path] if layer.path else policy.default_policy
     return policy
 
 

@@ -15,6 +15,7 @@ from keras import layers, ops
 import tfamp
 from tfamp import cli
 from tfamp.analysis.report import write
+from tfamp.analysis.tune.units import units_of
 from tfamp.recipe import run_config
 
 
@@ -77,14 +78,12 @@ def tune(model, precision="mixed_bfloat16", **options):
 
 
 def state_of(model):
-    return [
-        np.asarray(variable)
-        for variable in [
-            *model.variables,
-            *model.optimizer.variables,
-            *model.metrics_variables,
-        ]
-    ]
+    return [np.asarray(variable) for variable in model.variables]
+
+
+def state_of_training(model):
+    variables = [*model.optimizer.variables, *model.metrics_variables]
+    return [*state_of(model), *map(np.asarray, variables)]
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +175,20 @@ def test_the_json_fits_its_schema_and_makes_a_page(
     assert "with 1 layer in float32: planted" in page
 
 
+def test_what_a_map_does_not_reach_is_said_and_not_in_it(cancelled):
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(4, name="dense"), layers.ReLU()]
+    )
+    assert [each.policy_paths for each in units_of(model)][1] == []
+    report = dataclasses.replace(
+        cancelled[-1], policy_paths={"planted": (), "first": ("first",)}
+    )
+    assert report.unmapped_layers == ("planted",)
+    assert "No DTypePolicyMap reaches planted" in report.reason
+    assert list(report.dtype_policy_map()) == []
+    assert "reaches" not in cancelled[-1].reason
+
+
 def test_as_many_other_layers_put_back_do_not_mend(cancelled):
     _, _, _, report = cancelled
     others = [layer for layer in report.scores if layer != "planted"]
@@ -211,7 +224,7 @@ def test_both_ends_of_a_range_fault_in_float16_are_put_back():
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "others", itertools.combinations(["first", "second", "logits"], 2)
+    "others", list(itertools.combinations(["first", "second", "logits"], 2))
 )
 def test_two_other_layers_in_float32_do_not_mend_a_range_fault(others):
     keras.config.set_dtype_policy("mixed_float16")
@@ -301,6 +314,16 @@ def test_blocks_of_somebody_and_own_train_steps():
 
 
 @pytest.mark.slow
+def test_every_format_is_measured_on_the_same_batches():
+    def noise(precision):
+        model = compiled(sequence)
+        shuffled = data().unbatch().shuffle(48, seed=1).batch(16)
+        return tfamp.tune(model, shuffled, precision=precision).noise
+
+    assert noise("mixed_float16") == noise("mixed_bfloat16")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_a_training_goes_on_as_if_nothing_had_been_measured(precision):
     keras.config.set_dtype_policy(precision)
@@ -313,12 +336,14 @@ def test_a_training_goes_on_as_if_nothing_had_been_measured(precision):
         )
         tfamp.fit(model, data(), verbose=0)
         if tuned:
-            before = state_of(model)
+            before = state_of_training(model)
             tune(model, precision)
-            for value, former in zip(state_of(model), before, strict=True):
+            for value, former in zip(
+                state_of_training(model), before, strict=True
+            ):
                 np.testing.assert_array_equal(value, former)
         tfamp.fit(model, data(), verbose=0)
-        ends.append(state_of(model))
+        ends.append(state_of_training(model))
     for untouched, measured in zip(*ends, strict=True):
         np.testing.assert_array_equal(measured, untouched)
 

@@ -93,9 +93,10 @@ def tune(
     units = units_of(model)
     if not units:
         raise InputError(f"Model {model.name!r} has no layer to tune.")
-    kept = [part.path for part in kept_layers(model).values()]
+    kept = [each.path for each in kept_layers(model).values() if each.path]
     overflowing: tuple[str, ...] = ()
     if precision == "mixed_float16":
+        dataset = _the_same_each_time(dataset, steps)
         tensors, counted = probe_measure.counted_in_float32(
             model, dataset, steps
         )
@@ -161,6 +162,17 @@ def tune(
         runs=gradients.runs,
         seconds=time.perf_counter() - began,
     )
+
+
+def _the_same_each_time(
+    dataset: tf.data.Dataset, steps: int
+) -> tf.data.Dataset:
+    """The first batches, which a shuffled dataset does not repeat."""
+    batches = dataset.take(steps).cache()
+    # A cache that is not read to its end is none.
+    for _ in batches:
+        pass
+    return batches
 
 
 @dataclasses.dataclass

@@ -119,6 +119,14 @@ class TuneReport:
         return error > max(2 * self.path[-1].error, self.limit)
 
     @property
+    def unmapped_layers(self) -> tuple[str, ...]:
+        """Layers put back that a `DTypePolicyMap` does not reach.
+
+        Keras gives no path to layers without weights such as ReLU and Softmax.
+        """
+        return tuple(e for e in self.reasons if not self.policy_paths[e])
+
+    @property
     def reason(self) -> str:
         """What was found, in words."""
         error, limit = self.path[0].error, self.limit
@@ -142,6 +150,12 @@ class TuneReport:
                 f"{_percent(self.costs['tuned']['error'])}: what it computes "
                 "outside of its layers makes the difference; "
                 "tfamp.keep_float32(model, operations=True) may help."
+            )
+        if self.unmapped_layers:
+            text += (
+                " No DTypePolicyMap reaches "
+                f"{', '.join(self.unmapped_layers)}: make each with "
+                'dtype="float32", or use report.apply(model).'
             )
         return text
 

@@ -38,8 +38,10 @@ class Unit:
 
     @property
     def policy_paths(self) -> list[str]:
-        """How a `DTypePolicyMap` knows the layers."""
-        return list(dict.fromkeys(layer.path for layer in self.layers))
+        """How a `DTypePolicyMap` knows the layers; some it does not reach."""
+        # Keras gives no path to layers that are built when they are made.
+        paths = (layer.path for layer in self.layers if layer.path)
+        return list(dict.fromkeys(paths))
 
 
 def units_of(model: keras.Model) -> list[Unit]:
