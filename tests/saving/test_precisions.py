@@ -126,6 +126,91 @@ def test_a_layer_that_was_put_into_float32_stays_so(tmp_path):
     assert loaded.get_layer("head").compute_dtype == "float32"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_frozen_weights_in_16_bits_keep_their_values(
+    dtype, precision, tmp_path
+):
+    frozen = keras.layers.Dense(8, dtype=dtype, name="frozen")
+    frozen.trainable = False
+    with tfamp.precision_scope(f"mixed_{dtype}"):
+        model = keras.Sequential(
+            [keras.Input([4]), frozen, keras.layers.Dense(2)]
+        )
+    model.save(tmp_path / "model.keras")
+
+    loaded = tfamp.load_model(tmp_path / "model.keras", precision)
+
+    assert precision_of(loaded) == precision
+    kernel = loaded.get_layer("frozen").kernel
+    assert not loaded.get_layer("frozen").trainable
+    is_same = precision == f"mixed_{dtype}"
+    assert kernel.dtype == (dtype if is_same else "float32")
+    expected = precision.removeprefix("mixed_")
+    assert loaded.get_layer("frozen").compute_dtype == expected
+    np.testing.assert_array_equal(
+        np.float32(kernel.numpy()), np.float32(frozen.kernel.numpy())
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_all_in_16_bits_gets_weights_in_float32(dtype, tmp_path):
+    model = keras.Sequential(
+        [keras.Input([4]), keras.layers.Dense(2, dtype=dtype)]
+    )
+    model.save(tmp_path / "model.keras")
+
+    loaded = tfamp.load_model(tmp_path / "model.keras", f"mixed_{dtype}")
+
+    kernel = loaded.layers[0].kernel
+    assert kernel.dtype == "float32"
+    np.testing.assert_array_equal(
+        kernel, np.float32(model.layers[0].kernel.numpy())
+    )
+
+
+@keras.saving.register_keras_serializable(package="test_precisions")
+class TrainsItself(keras.Model):
+    """Holds an optimizer that no `compile` was told of."""
+
+    def __init__(self, network, own_optimizer, **options):
+        super().__init__(**options)
+        self.network = network
+        self.own_optimizer = own_optimizer
+        own_optimizer.build(network.trainable_variables)
+        self.built = True
+
+    def get_config(self):
+        return {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("network", "own_optimizer")
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(*map(keras.saving.deserialize_keras_object, config.values()))
+
+
+@pytest.mark.parametrize("saved_in", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_optimizer_that_a_model_holds_gets_the_scale(
+    saved_in, precision, tmp_path
+):
+    with tfamp.precision_scope(saved_in):
+        network = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
+        model = TrainsItself(
+            network, tfamp.wrap_optimizer(keras.optimizers.Adam())
+        )
+    model.save(tmp_path / "model.keras")
+
+    loaded = tfamp.load_model(tmp_path / "model.keras", precision)
+
+    scaler = loaded.own_optimizer
+    assert scaler.dynamic == (precision == "mixed_float16")
+    expected = 2.0**16 if precision == "mixed_float16" else 1.0
+    assert float(scaler.dynamic_scale) == expected
+
+
 def test_policies_by_path_are_renamed_too(tmp_path):
     policies = keras.dtype_policies.DTypePolicyMap(
         default_policy="mixed_float16"
@@ -155,7 +240,7 @@ def test_policies_by_path_are_renamed_too(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "precision", "words"),
     [
-        ("bfloat16", "float32", "has layers in bfloat16; only a model in"),
+        ("float64", "float32", "has layers in float64; only a model in"),
         ("float32", "mixed_float8", "Unknown precision 'mixed_float8'"),
         ("float32", "float8", "then call tfamp.float8"),
     ],

@@ -7,6 +7,7 @@ import zipfile
 
 import keras
 
+from tfamp import keras_internals
 from tfamp.errors import InputError
 
 # Imported for what they register: Keras looks up the classes of a file by
@@ -47,8 +48,10 @@ def load_model(
         path: a `.keras` file.
         precision: to compute in, whatever the file was saved in; as in
             `tfamp.set_precision`. None for that of the file. Weights and
-            moments are float32 in each, and come back bit for bit; the loss
-            scale begins anew where the file has none. What 16 bits would
+            moments are float32 in each, and come back bit for bit; those that
+            the file has in 16 bits, as frozen ones, become float32 with the
+            same values, but in the mixed precision that the file is in. The
+            loss scale begins anew where the file has none. What 16 bits would
             spoil is kept in float32.
         compile: whether to compile it as it was, with the optimizer's state.
 
@@ -91,10 +94,23 @@ def _load_in(path, precision, compile):
         )
     if precision != "float32" and model.built:
         keep_float32(model)
-    scaler = model.optimizer if model.compiled else None
-    # A scale that moved in the file goes on from where it was.
-    if isinstance(scaler, optimizer.LossScaleOptimizer) and (
-        not scaler.dynamic or scaler.dynamic_scale == 1.0
-    ):
-        scaler.dynamic_scale.assign(scaler.initial_scale)
+    for scaler in _scalers(model):
+        # A scale that moved in the file goes on from where it was.
+        if not scaler.dynamic or scaler.dynamic_scale == 1.0:
+            scaler.dynamic_scale.assign(scaler.initial_scale)
     return model
+
+
+def _scalers(model) -> list[optimizer.LossScaleOptimizer]:
+    """Of the model, and those that it or a layer of it trains itself with."""
+    held = [
+        value
+        for holder in [model, *keras_internals.all_layers(model)]
+        for value in vars(holder).values()
+    ]
+    held.append(model.optimizer if model.compiled else None)
+    return [
+        each
+        for each in held
+        if isinstance(each, optimizer.LossScaleOptimizer) and each.built
+    ]

@@ -1,8 +1,8 @@
 """What a `.keras` file says of precision, said of another.
 
 A file names a dtype policy for each layer and the numbers of the loss scale.
-Weights are in float32 whatever the precision, so that nothing else of it
-depends on that.
+Weights are in float32 whatever the precision, or in 16 bits, which float32
+holds exactly, so that nothing else of it depends on that.
 """
 
 import io
@@ -31,6 +31,9 @@ def recast(
 
     Layers that the file has in float32 stay so where others are in 16 bits:
     somebody chose it. Where all are in float32, all are given the precision.
+    Weights stored in 16 bits, as frozen ones, stay so where the file has mixed
+    layers too and the bits are those of the precision; they would lose some of
+    theirs in the other 16 bits, and become float32 anywhere else.
 
     Args:
         path: the file.
@@ -39,7 +42,7 @@ def recast(
 
     Raises:
         InputError: it holds layers in a precision of another kind, such as
-            weights in 16 bits.
+            float64 or float8.
     """
     target = io.BytesIO()
     with (
@@ -81,14 +84,18 @@ def _rewrite(config, path, precision, initial_scale):
         names |= {_name(each["default_policy"])}
         names |= {_name(policy) for policy in each["policy_map"].values()}
     # Keras's dtype of a layer without a dtype, such as of strings.
-    other = names - {*PRECISIONS, None, "string", "int32", "int64", "bool"}
+    known = {*PRECISIONS, *_DTYPES_16}
+    other = names - {*known, None, "string", "int32", "int64", "bool"}
     if other:
         raise InputError(
             f"{os.fspath(path)!r} has layers in {', '.join(sorted(other))}; "
-            f"only a model in {', '.join(PRECISIONS)} can be loaded in another "
-            "precision."
+            f"only a model in {', '.join([*PRECISIONS, *_DTYPES_16])} can be "
+            "loaded in another precision."
         )
-    replaced = names & set(_MIXED) or {"float32"}
+    replaced = names & {*_MIXED, *_DTYPES_16} or {"float32"}
+    if precision in _MIXED and precision in names:
+        # Whoever mixed them chose how the others are stored.
+        replaced -= {precision.removeprefix("mixed_")}
 
     def renamed(name):
         return precision if name in replaced else name
@@ -112,7 +119,8 @@ def _rewrite(config, path, precision, initial_scale):
         _wrap_optimizer(config.get("compile_config"), initial_scale)
     if replaced == {precision}:
         return
-    for each in _objects(config.get("compile_config")):
+    # A model that trains itself holds its optimizers.
+    for each in _objects(config):
         if each.get("registered_name") == _OURS:
             each["config"] |= (
                 {"dynamic": True, "initial_scale": initial_scale}
