@@ -313,6 +313,32 @@ def test_blocks_of_somebody_and_own_train_steps():
     assert model.block.inner.compute_dtype == "bfloat16"
 
 
+class Residual(layers.Layer):
+    """Adds what a layer makes, as TensorFlow adds: in one dtype."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = layers.Dense(16, name="inner")
+
+    def call(self, x):
+        return x + self.inner(x)
+
+
+@pytest.mark.slow
+def test_a_layer_that_cannot_take_two_precisions_is_switched_as_a_whole():
+    report = tune(compiled(lambda: sequence(Residual(name="residual"))))
+    assert {*report.scores} == {"first", "residual", "second", "logits"}
+    assert report.float32_layers == ()
+    assert set(report.policy_paths["residual"]) == {
+        "network/residual",
+        "network/residual/inner",
+    }
+    other = compiled(lambda: sequence(Residual(name="residual")))
+    report.apply(other)
+    assert other.get_layer("residual").inner.compute_dtype == "bfloat16"
+    assert np.isfinite(tfamp.fit(other, data(), verbose=0).history["loss"][0])
+
+
 @pytest.mark.slow
 def test_every_format_is_measured_on_the_same_batches():
     def noise(precision):

@@ -7,9 +7,10 @@ is measured after each, until it is a small share of what a gradient differs
 by from batch to batch anyway.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -90,8 +91,7 @@ def tune(
     precision = _resolved(precision, model)
     probe_steps.prepare(model, dataset)
     began = time.perf_counter()
-    units = units_of(model)
-    if not units:
+    if not units_of(model):
         raise InputError(f"Model {model.name!r} has no layer to tune.")
     kept = [each.path for each in kept_layers(model).values() if each.path]
     overflowing: tuple[str, ...] = ()
@@ -103,12 +103,8 @@ def tune(
         overflowing = overflowing_layers(tensors, counted.fed)
     policy = policy_name(precision)
     eight_bits = covered_layers(model) if precision == FLOAT8 else []
-    switch = Switch(units, keras.dtype_policies.get(policy), eight_bits)
-    with (
-        probe_steps.unchanged(model),
-        computing_in("float32", keras_internals.all_layers(model)),
-        gradients_of(model, dataset, steps, switch, len(units)) as gradients,
-    ):
+    with _measuring(model, dataset, steps, policy, eight_bits) as measuring:
+        units, reached, gradients = measuring
         limit = budget * gradients.noise
         if gradients.repeat_error > limit / 2:
             raise InputError(
@@ -117,7 +113,7 @@ def tune(
                 f"of {limit:.2g} that is allowed: a random operation without "
                 "a Keras seed. Give it a keras.random.SeedGenerator."
             )
-        called = sorted(switch.called)
+        called = sorted(reached)
         found = _search(
             gradients,
             called,
@@ -162,6 +158,38 @@ def tune(
         runs=gradients.runs,
         seconds=time.perf_counter() - began,
     )
+
+
+@contextlib.contextmanager
+def _measuring(
+    model: keras.Model,
+    dataset: tf.data.Dataset,
+    steps: int,
+    policy: str,
+    eight_bits: Sequence[keras.layers.Layer],
+) -> Iterator[tuple[list[Unit], set[int], Gradients]]:
+    """Within it: units, those that a step called, and their gradients."""
+    whole: list[type] = []
+    while True:
+        units = units_of(model, whole)
+        switch = Switch(units, keras.dtype_policies.get(policy), eight_bits)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(probe_steps.unchanged(model))
+            layers = keras_internals.all_layers(model)
+            stack.enter_context(computing_in("float32", layers))
+            try:
+                gradients = stack.enter_context(
+                    gradients_of(model, dataset, steps, switch, len(units))
+                )
+            except Exception:
+                failed = switch.failed
+                if failed is None or type(failed.layer) in whole:
+                    raise
+                # Its own code cannot take two precisions.
+                whole.append(type(failed.layer))
+                continue
+            yield units, switch.called, gradients
+            return
 
 
 def _the_same_each_time(

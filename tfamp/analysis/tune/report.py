@@ -35,11 +35,12 @@ import keras
 
 from tfamp.analysis.page import environment
 from tfamp.analysis.tune.cost import Cost
-from tfamp.analysis.tune.units import units_of
+from tfamp.analysis.tune.units import Unit, units_of
 from tfamp.errors import InputError
 from tfamp.files.output import make_folder, output_folder, write_atomically
 from tfamp.layers.float8 import float8
 from tfamp.precision.keep_float32 import forget_traces
+from tfamp.precision.layer_paths import walk
 from tfamp.precision.policy import FLOAT8, policy_name
 
 SCHEMA = "tfamp.tune/1"
@@ -185,7 +186,7 @@ class TuneReport:
             InputError: it lacks one of them, or cannot take float8; it is as
                 it was then.
         """
-        units = {unit.path: unit for unit in units_of(model)}
+        units = {unit.path: unit for unit in self._units_of(model)}
         for path in self.policy_paths:
             if path not in units:
                 (near,) = difflib.get_close_matches(path, units, 1, 0) or ("",)
@@ -207,6 +208,17 @@ class TuneReport:
                     layer.dtype_policy = policy
                 raise
         forget_traces(model)
+
+    def _units_of(self, model: keras.Model) -> list[Unit]:
+        """The units of a model, cut as those that were tuned."""
+        cut: set[type] = set()
+        whole: set[type] = set()
+        for place in walk(model):
+            if place.path in self.policy_paths:
+                inside = f"{place.path}/"
+                is_cut = any(p.startswith(inside) for p in self.policy_paths)
+                (cut if is_cut else whole).add(type(place.layer))
+        return units_of(model, whole - cut)
 
     def record(self) -> dict[str, Any]:
         """The report as JSON holds it; see this module's docstring."""

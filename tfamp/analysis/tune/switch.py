@@ -33,6 +33,8 @@ class Switch:
 
     Attributes:
         called: indices of the units that a step called.
+        failed: the unit in whose own code a step failed, among the layers in
+            it; None where none did.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Switch:
         # Replicas are traced in threads of their own.
         self._thread = threading.local()
         self.called: set[int] = set()
+        self.failed: Unit | None = None
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -91,6 +94,10 @@ class Switch:
             self._thread.losses = branch.losses
             try:
                 return branch()
+            except Exception:
+                if len(unit.inside) > len(unit.layers):
+                    self.failed = self.failed or unit
+                raise
             finally:
                 self._thread.losses = outer
 

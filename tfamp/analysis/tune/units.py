@@ -4,10 +4,12 @@ A layer of Keras is one with all that is in it (an attention's projections, the
 cell of a recurrent layer). So is a layer without layers. A layer or model of
 somebody that holds others has computations of its own beside them: it is
 switched by itself, and so are those, down to `_DEPTH` such layers in each
-other; what lies deeper is switched as a whole.
+other; what lies deeper is switched as a whole. So is a layer whose own code
+cannot take two precisions, as `x + self.inner(x)` cannot.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import keras
 
@@ -44,11 +46,15 @@ class Unit:
         return list(dict.fromkeys(paths))
 
 
-def units_of(model: keras.Model) -> list[Unit]:
+def units_of(model: keras.Model, whole: Collection[type] = ()) -> list[Unit]:
     """The units of a built model, in the order of its layers.
 
     Layers that compute in float32 though others of the model compute in 16
     bits are in none: they were put there.
+
+    Args:
+        model: the model.
+        whole: classes of layers that are switched with all that is in them.
     """
     kept = kept_layers(model)
     places = [("", model), *((p.path, p.layer) for p in walk(model))]
@@ -65,6 +71,7 @@ def units_of(model: keras.Model) -> list[Unit]:
         is_whole = (
             len(inside) == 1
             or depth >= _DEPTH
+            or type(layer) in whole
             or type(layer).__module__.partition(".")[0] == "keras"
         )
         layers = inside if is_whole else [layer]
