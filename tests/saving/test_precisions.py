@@ -6,6 +6,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import tfamp
 from tests.conftest import mostly_slow
@@ -28,6 +29,58 @@ def trained(precision):
         model.compile("adam", "sparse_categorical_crossentropy")
         tfamp.fit(model, ROWS, LABELS, batch_size=8, verbose=0)
     return model
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Angles(keras.layers.Layer):
+    """Fails in 16 bits, and says so by its default."""
+
+    def __init__(self, turns, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+        self.turns = turns
+
+    def call(self, x):
+        return ops.sin(x * self.turns * ops.ones([1], "float32"))
+
+    def get_config(self):
+        return super().get_config() | {"turns": self.turns}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class HoldsAngles(keras.layers.Layer):
+    def __init__(self, angles=None, **kwargs):
+        super().__init__(**kwargs)
+        self.angles = Angles(2.0) if angles is None else angles
+
+    def call(self, x):
+        return self.angles(x)
+
+    def get_config(self):
+        angles = keras.saving.serialize_keras_object(self.angles)
+        return super().get_config() | {"angles": angles}
+
+    @classmethod
+    def from_config(cls, config):
+        angles = keras.saving.deserialize_keras_object(config.pop("angles"))
+        return cls(angles, **config)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("made", [lambda: Angles(2.0), HoldsAngles])
+def test_a_class_that_is_float32_stays_so_where_all_is(
+    made, precision, tmp_path
+):
+    with tfamp.precision_scope("float32"):
+        inputs = keras.Input([3])
+        x = made()(keras.layers.Dense(4)(inputs))
+        saved = keras.Model(inputs, keras.layers.Dense(4)(x))
+    saved.save(tmp_path / "m.keras")
+    model = tfamp.load_model(tmp_path / "m.keras", precision)
+    layer = getattr(model.layers[2], "angles", model.layers[2])
+    assert layer.compute_dtype == "float32"
+    assert model.layers[1].compute_dtype == precision.removeprefix("mixed_")
+    x = np.ones([2, 3], "float32")
+    np.testing.assert_allclose(model(x), saved(x), atol=0.05)
 
 
 @pytest.mark.slow

@@ -30,7 +30,8 @@ def recast(
     """A `.keras` file, in memory, that says of each layer another precision.
 
     Layers that the file has in float32 stay so where others are in 16 bits:
-    somebody chose it. Where all are in float32, all are given the precision.
+    somebody chose it. Where all are in float32, each is given what its class
+    takes where no dtype is said: the precision, or float32 by its own choice.
     Weights stored in 16 bits, as frozen ones, stay so where the file has mixed
     layers too and the bits are those of the precision; they would lose some of
     theirs in the other 16 bits, and become float32 anywhere else.
@@ -64,7 +65,7 @@ def _rewrite(config, path, precision, initial_scale):
     policies = [
         each["config"]
         for each in _objects(config)
-        if each.get("class_name") == "DTypePolicy"
+        if _is_policy(each)
     ]
     maps = [
         each["config"]
@@ -100,6 +101,8 @@ def _rewrite(config, path, precision, initial_scale):
     def renamed(name):
         return precision if name in replaced else name
 
+    if replaced == {"float32"} and precision in _MIXED:
+        _leave_out_float32(config)
     for policy in policies:
         policy["name"] = renamed(policy["name"])
     for each, key in around:
@@ -127,6 +130,21 @@ def _rewrite(config, path, precision, initial_scale):
                 if precision == "mixed_float16"
                 else _FIXED_SCALE
             )
+
+
+def _leave_out_float32(config: Any) -> None:
+    """Has layers take what they take where nobody says a dtype."""
+    for each in _objects(config):
+        settings = each.get("config")
+        if not isinstance(settings, dict):
+            continue
+        dtype = settings.get("dtype")
+        if _is_policy(dtype) and _name(dtype) == "float32":
+            del settings["dtype"]
+
+
+def _is_policy(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("class_name") == "DTypePolicy"
 
 
 def _rename_beside(model: Any, dtype: str) -> None:
