@@ -62,11 +62,7 @@ def recast(
 
 
 def _rewrite(config, path, precision, initial_scale):
-    policies = [
-        each["config"]
-        for each in _objects(config)
-        if _is_policy(each)
-    ]
+    policies = [each["config"] for each in _objects(config) if _is_policy(each)]
     maps = [
         each["config"]
         for each in _objects(config)
