@@ -188,10 +188,11 @@ def _trace(model, layers, training: bool, batch) -> tuple[list, list[_Call]]:
         else:
             return outputs, calls
     first_line = str(problem).strip().partition("\n")[0]
+    remedy = "" if batch is not None else "pass batch=, one of its data, or "
     raise InputError(
         f"Cannot trace model {model.name!r} to find its output layers"
-        f" ({type(problem).__name__}: {first_line}); cast the outputs to"
-        " float32 in its call and pass outputs=False."
+        f" ({type(problem).__name__}: {first_line}); {remedy}cast the outputs"
+        " to float32 in its call and pass outputs=False."
     )
 
 
