@@ -105,6 +105,7 @@ def _tune(recipe, config, args: argparse.Namespace):
         steps=args.steps,
         budget=args.budget,
         precision=config.precision,
+        microbatches=getattr(config, "microbatches", 1),
     )
 
 

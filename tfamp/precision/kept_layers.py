@@ -316,6 +316,9 @@ def _kept_class(own: Any, spec: str, keeps_call: bool) -> type:
             or self.compute_dtype not in DTYPES_16
             or self.quantization_mode is not None
         ):
+            if is_open(self) and self.compute_dtype == "float32":
+                # It was put to float32 later, and takes what others round.
+                args, kwargs = _as_float32(args), _as_float32(kwargs)
             return function(*args, **kwargs)
         if region is None or region.layer is not self or region.dtype is None:
             region = regions.Region(self, self.compute_dtype, kinds, seen)
@@ -370,6 +373,19 @@ def _as_they_came(layer, structure):
         return meant(x, layer.compute_dtype)
 
     return keras.tree.map_structure(opened, structure)
+
+
+def _as_float32(structure):
+    """Float inputs as Keras gives them to a float32 layer."""
+
+    def cast(x):
+        if not keras.ops.is_tensor(x) or not keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(x.dtype)
+        ):
+            return x
+        return keras.ops.cast(x, "float32")
+
+    return keras.tree.map_structure(cast, structure)
 
 
 # Registered before any layer is kept, for a program that only loads.

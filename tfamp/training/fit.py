@@ -208,11 +208,7 @@ def fit(
         preconditions.check_ends(dataset)
     preconditions.check_batches(dataset, strategy, microbatches)
     is_custom = type(model).train_step is not keras.Model.train_step
-    if is_custom and microbatches > 1:
-        raise InputError(
-            f"microbatches={microbatches} needs Keras's own train_step, which "
-            f"{type(model).__name__} overrides; accumulate gradients there."
-        )
+    preconditions.check_own_step(model, microbatches)
     jit = preconditions.resolve_jit(jit, model, strategy, is_custom)
     steps_per_loop = preconditions.resolve_steps_per_loop(steps_per_loop, model)
     callbacks = [*hooks.flattened(callbacks), *observer.callbacks]

@@ -144,6 +144,17 @@ def warn_of_endless_kernels(
         )
 
 
+def check_own_step(model: keras.Model, microbatches: int) -> None:
+    if (
+        microbatches > 1
+        and type(model).train_step is not keras.Model.train_step
+    ):
+        raise InputError(
+            f"microbatches={microbatches} needs Keras's own train_step, which "
+            f"{type(model).__name__} overrides; accumulate gradients there."
+        )
+
+
 def check_can_accumulate(model: keras.Model) -> None:
     for layer in keras_internals.all_layers(model):
         if _synchronizes(layer, model.distribute_strategy):

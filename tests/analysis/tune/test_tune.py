@@ -339,6 +339,77 @@ def test_a_layer_that_cannot_take_two_precisions_is_switched_as_a_whole():
     assert np.isfinite(tfamp.fit(other, data(), verbose=0).history["loss"][0])
 
 
+class Failing(layers.Layer):
+    """A layer in a layer, and around it something that goes wrong."""
+
+    def __init__(self, dtypes, **options):
+        super().__init__(**options)
+        self.inner = layers.Dense(16, name="inner")
+        self.dtypes = dtypes
+        self.calls = None
+
+    def call(self, x):
+        x = self.inner(x)
+        if self.calls is not None:
+            self.calls.append(self.compute_dtype)
+            # The first one is of what looks at the model before.
+            if len(self.calls) > 1 and self.compute_dtype in self.dtypes:
+                raise RuntimeError("out of paper")
+        return x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtypes", "calls"),
+    [
+        # What fails in float32 too is not tried as a whole.
+        (["float32", "bfloat16"], ["float32"]),
+        (["bfloat16"], ["float32", "bfloat16", "float32", "bfloat16"]),
+    ],
+)
+def test_a_fault_of_another_kind_is_told_as_it_is(dtypes, calls):
+    model = compiled(lambda: sequence(Failing(dtypes, name="failing")))
+    failing = model.get_layer("failing")
+    failing.calls = []
+    with pytest.raises(RuntimeError, match="out of paper"):
+        tune(model)
+    assert failing.calls[1:] == calls
+    assert failing.compute_dtype == "float32"
+
+
+class Normed(layers.Layer):
+    """As blocks of transformers: a norm of its own, and a shortcut."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = layers.Dense(16, name="inner")
+
+    def call(self, x):
+        square = ops.mean(ops.square(x), axis=-1, keepdims=True)
+        return x + self.inner(x * ops.rsqrt(square + 1e-6))
+
+
+@pytest.mark.slow
+def test_after_keep_float32_layers_are_put_back_that_take_inputs_as_they_come():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = compiled(
+        lambda: sequence(
+            Gain(1e6, name="up"),
+            Normed(name="normed"),
+            Gain(1e-6, name="down"),
+            layers.Dropout(0.1, name="between"),
+        )
+    )
+    kept = tfamp.keep_float32(model)
+    assert any("normed: " in str(e) and "as they come" in str(e) for e in kept)
+    model.get_layer("up").dtype_policy = "mixed_float16"
+    report = tune(model, "mixed_float16")
+    assert "normed" in report.float32_layers
+    assert report.costs["tuned"]["error"] <= report.limit
+    report.apply(model)
+    assert np.isfinite(tfamp.fit(model, data(), verbose=0).history["loss"][0])
+
+
 @pytest.mark.slow
 def test_every_format_is_measured_on_the_same_batches():
     def noise(precision):
@@ -383,10 +454,44 @@ def test_scores_on_two_replicas_are_those_on_one(mirrored, cancelled):
     for value, former in zip(state_of(model), before, strict=True):
         np.testing.assert_array_equal(value, former)
     assert other.float32_layers == report.float32_layers
-    assert other.noise == pytest.approx(report.noise, rel=1e-4)
+    assert other.noise == pytest.approx(report.noise, rel=1e-6)
+    # It has no weights: what it rounds, it rounds row by row.
+    assert other.scores["planted"] == pytest.approx(
+        report.scores["planted"], rel=1e-6
+    )
     for layer, score in report.scores.items():
         # The gradient of each half of the rows is rounded by itself.
         assert other.scores[layer] == pytest.approx(score, rel=0.1), layer
+    # And that is all: two halves on one replica are rounded so, too.
+    alone = compiled(lambda: sequence(Cancel(name="planted")))
+    halves = tune(alone, microbatches=2)
+    assert other.noise == pytest.approx(halves.noise, rel=1e-6)
+    assert other.scores == pytest.approx(dict(halves.scores), rel=1e-6)
+    assert [e.error for e in other.path] == pytest.approx(
+        [e.error for e in halves.path], rel=1e-6
+    )
+
+
+class Activity(layers.Layer):
+    """Adds a sum over rows to the loss."""
+
+    def call(self, x):
+        self.add_loss(1e-2 * ops.sum(ops.square(ops.cast(x, "float32"))))
+        return x
+
+
+@pytest.mark.slow
+def test_a_sum_is_measured_as_the_sum_that_it_is(mirrored):
+    def build():
+        return sequence(Activity(name="activity"))
+
+    one = tune(compiled(build))
+    assert one.noise == pytest.approx(
+        tune(compiled(build, mirrored(2))).noise, rel=1e-6
+    )
+    assert one.noise == pytest.approx(
+        tune(compiled(build), microbatches=2).noise, rel=1e-6
+    )
 
 
 class Spread(layers.Layer):

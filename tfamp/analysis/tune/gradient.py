@@ -23,6 +23,7 @@ from tfamp.layers.float8 import multiplying_8_bits
 from tfamp.precision.computing import computing_in
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.step import build
+from tfamp.step.trial import plan_of
 from tfamp.taps.gates import gate
 from tfamp.training.evaluation import graph_calls
 
@@ -47,13 +48,25 @@ class Gradients:
         steps: int,
         switch: Switch,
         units: int,
+        microbatches: int = 1,
     ):
         self._model = model
         self._switch = switch
         self._units = units
+        self._microbatches = microbatches
         self._thread = threading.local()
         self._run = tf.function(summing_in_float32(self._step), autograph=False)
         strategy = model.distribute_strategy
+        self._is_custom = type(model).train_step is not keras.Model.train_step
+        self._plan = None
+        if not self._is_custom:
+            self._plan = plan_of(
+                model,
+                dataset.element_spec,
+                lambda: next(iter(dataset)),
+                strategy.num_replicas_in_sync * microbatches,
+                training=True,
+            )
         self._shares = list(distribute_batches(strategy, dataset.take(steps)))
         if len(self._shares) < 2:
             raise InputError(
@@ -132,11 +145,12 @@ class Gradients:
     def _step(self, share, mask, scale):
         model = self._model
         strategy = model.distribute_strategy
-        is_custom = type(model).train_step is not keras.Model.train_step
         step = (
             build.custom_train_step(model)
-            if is_custom
-            else build.train_step(model, strategy, microbatches=1, jit=False)
+            if self._is_custom
+            else build.train_step(
+                model, strategy, self._microbatches, False, self._plan
+            )
         )
 
         def on_replica(share):
@@ -264,6 +278,7 @@ def gradients_of(
     steps: int,
     switch: Switch,
     units: int,
+    microbatches: int = 1,
 ) -> Iterator[Gradients]:
     """Within it, gradients with any units in 16 bits can be asked for.
 
@@ -274,8 +289,9 @@ def gradients_of(
         steps: how many of them, at most.
         switch: of the model.
         units: how many it switches.
+        microbatches: pieces of a replica's share.
     """
-    gradients = Gradients(model, dataset, steps, switch, units)
+    gradients = Gradients(model, dataset, steps, switch, units, microbatches)
     with (
         probe_steps.one_optimizer_for_all(model),
         # Before the switch, which stands around it.

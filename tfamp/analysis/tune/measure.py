@@ -50,6 +50,7 @@ def tune(
     steps: int = 4,
     budget: float = 0.1,
     precision: str = "auto",
+    microbatches: int = 1,
 ) -> TuneReport:
     """Finds which layers of a model need float32 beside others in 16 bits.
 
@@ -78,6 +79,9 @@ def tune(
         precision: "mixed_bfloat16", "mixed_float16" or "float8"; "auto" for
             the model's own, or if it is in float32 what `tfamp.recommend` says,
             and where that is float32 as well "mixed_bfloat16".
+        microbatches: as of `tfamp.fit`. What 16 bits round is the gradient of
+            a piece, so that 2 pieces have the scores of 2 replicas, and not
+            quite those of 1.
 
     Returns:
         The report.
@@ -86,10 +90,17 @@ def tune(
         InputError: for a model or data that cannot be used.
     """
     preconditions.check_counts({"steps": steps}, least=2)
+    preconditions.check_counts({"microbatches": microbatches})
     if not 0 < budget < float("inf"):
         raise InputError(f"budget={budget} must be a number above 0.")
     precision = _resolved(precision, model)
     probe_steps.prepare(model, dataset)
+    preconditions.check_own_step(model, microbatches)
+    if microbatches > 1:
+        preconditions.check_batches(
+            dataset, model.distribute_strategy, microbatches
+        )
+        preconditions.check_can_accumulate(model)
     began = time.perf_counter()
     if not units_of(model):
         raise InputError(f"Model {model.name!r} has no layer to tune.")
@@ -103,7 +114,9 @@ def tune(
         overflowing = overflowing_layers(tensors, counted.fed)
     policy = policy_name(precision)
     eight_bits = covered_layers(model) if precision == FLOAT8 else []
-    with _measuring(model, dataset, steps, policy, eight_bits) as measuring:
+    with _measuring(
+        model, dataset, steps, policy, eight_bits, microbatches
+    ) as measuring:
         units, reached, gradients = measuring
         limit = budget * gradients.noise
         if gradients.repeat_error > limit / 2:
@@ -167,6 +180,7 @@ def _measuring(
     steps: int,
     policy: str,
     eight_bits: Sequence[keras.layers.Layer],
+    microbatches: int,
 ) -> Iterator[tuple[list[Unit], set[int], Gradients]]:
     """Within it: units, those that a step called, and their gradients."""
     whole: list[type] = []
@@ -179,7 +193,14 @@ def _measuring(
             stack.enter_context(computing_in("float32", layers))
             try:
                 gradients = stack.enter_context(
-                    gradients_of(model, dataset, steps, switch, len(units))
+                    gradients_of(
+                        model,
+                        dataset,
+                        steps,
+                        switch,
+                        len(units),
+                        microbatches,
+                    )
                 )
             except Exception:
                 failed = switch.failed

@@ -33,8 +33,8 @@ class Switch:
 
     Attributes:
         called: indices of the units that a step called.
-        failed: the unit in whose own code a step failed, among the layers in
-            it; None where none did.
+        failed: the unit whose own code, among the layers in it, can be traced
+            in float32 and not in 16 bits; None where none did.
     """
 
     def __init__(
@@ -83,28 +83,35 @@ class Switch:
         if mask is None:
             return call_of(unit.layer, call)(*args, **kwargs)
         self.called.add(i)
-        branches = [
-            _Branch(functools.partial(self._narrow, unit, call), args, kwargs),
-            _Branch(call, args, kwargs),
-        ]
+        wide = _Branch(call, args, kwargs)
+        narrow = _Branch(
+            functools.partial(self._narrow, unit, call), args, kwargs
+        )
         # Losses that a branch adds cannot leave it by themselves.
         outer = self._thread.losses
+        traced: list[_Branch] = []
 
         def run(branch: "_Branch") -> list[Any]:
             self._thread.losses = branch.losses
             try:
-                return branch()
+                tensors = branch()
             except Exception:
-                if len(unit.inside) > len(unit.layers):
+                # What fails in float32 too is a fault of another kind.
+                if traced and len(unit.inside) > len(unit.layers):
                     self.failed = self.failed or unit
                 raise
             finally:
                 self._thread.losses = outer
+            traced.append(branch)
+            return tensors
 
+        # TensorFlow traces the first one first.
         values = tf.cond(
-            mask[i], *(functools.partial(run, each) for each in branches)
+            tf.logical_not(mask[i]),
+            functools.partial(run, wide),
+            functools.partial(run, narrow),
         )
-        outputs, losses = branches[1].packed(values)
+        outputs, losses = wide.packed(values)
         for layer, loss in losses:
             layer.add_loss(loss)
         return outputs
