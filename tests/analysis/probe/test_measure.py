@@ -238,6 +238,35 @@ def test_replicas_are_counted_together(mirrored):
 
 
 @pytest.mark.slow
+def test_a_sum_over_rows_is_counted_as_that_on_replicas(mirrored):
+    class Summed(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(keras.ops.sum(keras.ops.square(x)))
+            return x
+
+    def counted():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input([4]), keras.layers.Dense(3, name="dense"), Summed()]
+        )
+        model.compile("sgd", "mse")
+        x = np.ones((8, 4), "float32")
+        data = tf.data.Dataset.from_tensor_slices((x, np.ones((8, 3)))).batch(4)
+        report = tfamp.probe(model, data, steps=2)
+        (back,) = (
+            t.histogram.cells
+            for t in report.tensors
+            if (t.layer, t.kind) == ("dense", "activation_gradient")
+        )
+        return back
+
+    one = counted()
+    with mirrored(2).scope():
+        two = counted()
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
 def test_an_eager_model_is_counted_alike():
     graph = tfamp.probe(sequential(), batches(), steps=2)
     keras.utils.set_random_seed(0)

@@ -23,6 +23,8 @@ from tfamp.errors import InputError
 from tfamp.precision.layer_paths import choose, walk
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.step import build
+from tfamp.step.terms import Plan
+from tfamp.step.trial import plan_of
 from tfamp.training import preconditions, safe
 from tfamp.training.evaluation import graph_calls
 
@@ -159,24 +161,57 @@ def layers_at(
     ]
 
 
+def plan_of_step(
+    model: keras.Model, dataset: tf.data.Dataset, microbatches: int = 1
+) -> Plan | None:
+    """What the terms of the loss are, as `tfamp.fit` finds it.
+
+    Args:
+        model: prepared.
+        dataset: global batches.
+        microbatches: pieces of a replica's share.
+    """
+
+    def first():
+        for batch in dataset:
+            return batch
+        raise InputError("The dataset ended before the first batch.")
+
+    if type(model).train_step is not keras.Model.train_step:
+        return None
+    return plan_of(
+        model,
+        dataset.element_spec,
+        first,
+        model.distribute_strategy.num_replicas_in_sync * microbatches,
+        training=True,
+    )
+
+
+def step_of(
+    model: keras.Model, plan: Plan | None, microbatches: int = 1
+) -> build.Step:
+    """The step that `tfamp.fit` would run, for `strategy.run`."""
+    if type(model).train_step is not keras.Model.train_step:
+        return build.custom_train_step(model)
+    return build.train_step(
+        model, model.distribute_strategy, microbatches, jit=False, plan=plan
+    )
+
+
 def _counting(
     model: keras.Model, counter: Counter
 ) -> Callable[[tf.data.Dataset, int], Counted]:
     strategy = model.distribute_strategy
-    is_custom = type(model).train_step is not keras.Model.train_step
-    train_step = (
-        build.custom_train_step(model)
-        if is_custom
-        else build.train_step(model, strategy, microbatches=1, jit=False)
-    )
     dtypes: dict[TensorName, str] = {}
     fed: dict[str, set[str]] = {}
     narrow: set[str] = set()
+    train_steps: list[build.Step] = []
 
     @tf.autograph.experimental.do_not_convert
     def counted_step(share) -> tf.Tensor:
         with counter.recording() as recording:
-            train_step(share)
+            train_steps[0](share)
         seen = recording.seen()
         dtypes.update({name: recording.dtypes[name] for name in seen})
         fed.update(recording.fed)
@@ -196,6 +231,9 @@ def _counting(
         one_step = tf.function(one_step)
 
     def count(dataset: tf.data.Dataset, limit: int) -> Counted:
+        if not train_steps:
+            plan = plan_of_step(model, dataset)
+            train_steps.append(step_of(model, plan))
         iterator = iter(distribute_batches(strategy, dataset.take(limit)))
         done, bins = 0, tf.zeros([], tf.int64)
         with contextlib.suppress(tf.errors.OutOfRangeError):

@@ -23,7 +23,6 @@ from tfamp.layers.float8 import multiplying_8_bits
 from tfamp.precision.computing import computing_in
 from tfamp.scaling import gradients as gradients_lib
 from tfamp.step import build
-from tfamp.step.trial import plan_of
 from tfamp.taps.gates import gate
 from tfamp.training.evaluation import graph_calls
 
@@ -54,19 +53,10 @@ class Gradients:
         self._switch = switch
         self._units = units
         self._microbatches = microbatches
+        self._plan = probe_steps.plan_of_step(model, dataset, microbatches)
         self._thread = threading.local()
         self._run = tf.function(summing_in_float32(self._step), autograph=False)
         strategy = model.distribute_strategy
-        self._is_custom = type(model).train_step is not keras.Model.train_step
-        self._plan = None
-        if not self._is_custom:
-            self._plan = plan_of(
-                model,
-                dataset.element_spec,
-                lambda: next(iter(dataset)),
-                strategy.num_replicas_in_sync * microbatches,
-                training=True,
-            )
         self._shares = list(distribute_batches(strategy, dataset.take(steps)))
         if len(self._shares) < 2:
             raise InputError(
@@ -145,13 +135,7 @@ class Gradients:
     def _step(self, share, mask, scale):
         model = self._model
         strategy = model.distribute_strategy
-        step = (
-            build.custom_train_step(model)
-            if self._is_custom
-            else build.train_step(
-                model, strategy, self._microbatches, False, self._plan
-            )
-        )
+        step = probe_steps.step_of(model, self._plan, self._microbatches)
 
         def on_replica(share):
             forget = build.remember(self._moving())
