@@ -12,9 +12,12 @@ Each model is built in each precision, in a process of its own; its training
 step is traced as `tfamp.fit` traces it, before and after `keep_float32`, and
 sensitive operations of 16 bits and products are counted. Prints a Markdown
 row a model: plain sums of gradients stand apart, as `fit` leaves those in 16
-bits whose kernel, tried with a known sum, adds in float32. "Error" is the
+bits whose kernel, tried with a known sum, adds in float32. Not counted are
+quotients by a constant that 16 bits hold, which are products, and what nothing
+comes of, which the runtime leaves out. "Error" is the
 relative distance of the output from float32 with the same weights, in
-inference. A model that fails, or takes too long, is told as such.
+inference. A model that fails, or takes too long, is told as such; where
+`keep_float32` refuses the outputs, `outputs=False` is looked at.
 """
 
 import collections
@@ -37,7 +40,9 @@ import tensorflow as tf
 from benchmarks.program import run
 from tfamp.accumulation.trace import summing_in_float32
 from tfamp.errors import InputError
-from tfamp.precision.keep_float32 import keep_float32
+from tfamp.formats import FORMATS
+from tfamp.precision import heads
+from tfamp.precision.keep_float32 import Float32Layer, keep_float32
 from tfamp.recipe.flags import check_ranges, flag
 
 PRODUCTS = re.compile(
@@ -115,13 +120,18 @@ class Counted:
 def count(graph: tf.Graph) -> Counted:
     """Counts in a graph and in the functions that it calls."""
     graph_def = graph.as_graph_def()
-    inner = (f.node_def for f in graph_def.library.function)
+    live = _live(graph)
+    outer = [node for node in graph_def.node if node.name in live]
+    inner = [list(each.node_def) for each in graph_def.library.function]
     left = collections.defaultdict(list)
     sums, float32_products = [], []
     products: collections.Counter = collections.Counter()
-    for node in (*graph_def.node, *(n for nodes in inner for n in nodes)):
+    scaled = {id(n) for nodes in (outer, *inner) for n in _by_constants(nodes)}
+    for node in (*outer, *(n for nodes in inner for n in nodes)):
         # A few operations have a list of types there.
         if "T" not in node.attr or not node.attr["T"].type:
+            continue
+        if id(node) in scaled:
             continue
         dtype = tf.as_dtype(node.attr["T"].type)
         is_gradient = "gradient" in node.name
@@ -137,10 +147,54 @@ def count(graph: tf.Graph) -> Counted:
     return Counted(dict(left), sums, float32_products, dict(products))
 
 
+def _live(graph: tf.Graph) -> set[str]:
+    """The names of the nodes that something comes of."""
+    operations = graph.get_operations()
+    pending = [each for each in operations if _acts(each)]
+    pending += [each.op for each in graph.outputs]
+    pending += graph.control_outputs
+    live: set[str] = set()
+    while pending:
+        each = pending.pop()
+        if each.name not in live:
+            live.add(each.name)
+            pending += [tensor.op for tensor in each.inputs]
+            pending += each.control_inputs
+    return live
+
+
+def _acts(operation: tf.Operation) -> bool:
+    """Whether it runs though nothing comes of it, as far as one can tell."""
+    try:
+        return operation.op_def.is_stateful
+    except tf.errors.InvalidArgumentError:
+        # A call of a function by its name.
+        return True
+
+
+def _by_constants(nodes: Sequence[Any]) -> list[Any]:
+    """The quotients by a constant that their 16 bits hold."""
+    by_name = {node.name: node for node in nodes}
+    found = []
+    for node in nodes:
+        if node.op not in ("RealDiv", "Div"):
+            continue
+        divisor = by_name.get(node.input[1].partition(":")[0])
+        held = FORMATS.get(tf.as_dtype(node.attr["T"].type).name)
+        if held is None or divisor is None or divisor.op != "Const":
+            continue
+        values = np.abs(tf.make_ndarray(divisor.attr["value"].tensor))
+        if np.all((values >= held.min_normal) & (values <= held.max)):
+            found.append(node)
+    return found
+
+
 def plain_step(model: keras.Model) -> Callable[..., Any]:
     """A forward and backward pass: what a plain `train_step` computes."""
 
     def step(data):
+        # A loss of the model's own may take it apart.
+        data = tf.nest.map_structure(lambda each: each, data)
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             outputs = model(x, training=True)
@@ -154,7 +208,10 @@ def plain_step(model: keras.Model) -> Callable[..., Any]:
 def trace(step: Callable[..., Any], batch: Any) -> Any:
     """The concrete function of a training step, as `fit` traces it."""
     traced = tf.function(summing_in_float32(step), autograph=False)
-    return traced.get_concrete_function(batch)
+    concrete = traced.get_concrete_function(batch)
+    # It owns the branches and loops that were made for its sums.
+    concrete.owner = traced
+    return concrete
 
 
 def look_at(build: Callable[[], tuple], precision: str) -> dict[str, Any]:
@@ -164,17 +221,22 @@ def look_at(build: Callable[[], tuple], precision: str) -> dict[str, Any]:
     if own and not model.built:
         model.train_on_batch(*batch)
     step = model.train_step if own else plain_step(model)
-    reference = _reference(build, model, batch)
+    weights, reference = model.get_weights(), _reference(build, model, batch)
     found: dict[str, Any] = {"own_step": own}
     runs = {}
     for when in ("before", "after"):
         if when == "after":
-            kept = keep_float32(model, batch=batch[:2])
+            kept = _keep(model, batch[:2], found)
             found["heads"] = [
-                each.path for each in kept if "with its product" in each.reason
+                each.path
+                for each in kept
+                if each.reason.startswith((heads.IN_FLOAT32, heads.WHOLE))
             ]
         part: dict[str, Any] = {}
         found[when] = part
+        # A step moves averages of batches, which inference takes.
+        model.set_weights(weights)
+        part["error"] = _error(model, batch, reference)
         try:
             traced = trace(step, batch)
             counted = count(traced.graph)
@@ -186,7 +248,6 @@ def look_at(build: Callable[[], tuple], precision: str) -> dict[str, Any]:
             if when == "after":
                 raise
             part["failed"] = f"{type(error).__name__}: {error}"[:300]
-        part["error"] = _error(model, batch, reference)
     if own:
         runs["after"](batch)
         found["after"]["finite"] = _are_finite(
@@ -195,6 +256,15 @@ def look_at(build: Callable[[], tuple], precision: str) -> dict[str, Any]:
     if len(runs) == 2:
         found["ratio"] = _ratio(runs, batch)
     return found
+
+
+def _keep(model, batch, found: dict[str, Any]) -> list[Float32Layer]:
+    try:
+        return keep_float32(model, batch=batch)
+    except InputError as error:
+        kept = keep_float32(model, outputs=False, batch=batch)
+        found["refused"] = str(error)
+        return kept
 
 
 def row(name: str, found: dict[str, Any] | str) -> str:
@@ -213,7 +283,7 @@ def row(name: str, found: dict[str, Any] | str) -> str:
                 " and ".join(
                     _float32_products(each) for each in (before, after)
                 ),
-                ", ".join(found["heads"]) or "none",
+                _heads(found),
                 *(_number(each.get("error")) for each in (before, after)),
                 " and ".join(
                     _yes(each.get("finite")) for each in (before, after)
@@ -372,6 +442,12 @@ def _ratio(runs, batch) -> float:
             traced(batch)
             best[when] = min(best[when], time.process_time() - began)
     return best["after"] / best["before"]
+
+
+def _heads(found: dict[str, Any]) -> str:
+    if "refused" in found:
+        return "outputs refused"
+    return ", ".join(found["heads"]) or "none"
 
 
 def _left(part: dict[str, Any]) -> str:

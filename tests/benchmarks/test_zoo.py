@@ -64,7 +64,7 @@ def test_products_are_counted_by_dtype_and_pass():
         with tf.GradientTape() as tape:
             tape.watch(b)
             c = tf.matmul(b, b) + tf.cast(tf.matmul(a, a), tf.float32)
-        return tape.gradient(c, b)
+        return c, tape.gradient(c, b)
 
     counted = zoo.count(graph_of(step, tf.bfloat16, tf.float32))
     assert counted.products == {"float32": 3, "bfloat16": 1}
@@ -83,6 +83,27 @@ def test_plain_sums_of_gradients_stand_apart():
     counted = zoo.count(graph_of(step, tf.float16))
     assert counted.by_type() == {"Sum": 1}
     assert len(counted.gradient_sums) == 1
+
+
+def test_what_nothing_comes_of_is_not_counted():
+    def step(a):
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            # Its gradient by beta squares the input, and is not asked for.
+            b = tf.nn.silu(a)
+        return b, tape.gradient(b, a)
+
+    assert zoo.count(graph_of(step, tf.float16)).by_type() == {}
+
+
+@pytest.mark.parametrize(
+    ("divisor", "left"), [(50.0, {}), (1e-6, {"RealDiv": 1})]
+)
+def test_a_quotient_by_a_constant_that_16_bits_hold_is_a_product(divisor, left):
+    counted = zoo.count(
+        graph_of(lambda a: a / tf.constant(divisor, a.dtype), tf.float16)
+    )
+    assert counted.by_type() == left
 
 
 @pytest.mark.slow

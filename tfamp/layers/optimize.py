@@ -10,7 +10,7 @@ import keras
 
 from tfamp.errors import InputError
 from tfamp.layers import batch_norm, norms, pointwise_convolution
-from tfamp.precision import before, sensitive_layers
+from tfamp.precision import before, output_layers, sensitive_layers
 from tfamp.precision.keep_float32 import forget_traces
 from tfamp.precision.layer_paths import Place, walk
 
@@ -116,8 +116,7 @@ def _require_call(model: keras.Model, former) -> None:
     layer = model if seen.failed is None else seen.failed
     raise InputError(
         f"Layer {layer.name!r} cannot be called with what optimize puts into"
-        f" it ({type(error).__name__}:"
-        f" {sensitive_layers.said(error)}); the model is as it was. Leave"
+        f" it ({output_layers.said(error)}); the model is as it was. Leave"
         " optimize out."
     )
 

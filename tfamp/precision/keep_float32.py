@@ -6,6 +6,7 @@ products lose nothing: their sums run in float32 inside the hardware. So the
 former compute in float32 and the latter do not.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -179,6 +180,11 @@ def keep_float32(
             inside.update(
                 sensitive_layers.keep(model, places, operations, batch)
             )
+            if not outputs or isinstance(problem, output_layers.CannotTrace):
+                _mend_mixed(model, places, inside, operations, batch)
+        if isinstance(problem, output_layers.CannotTrace):
+            # Perhaps it can be called now.
+            problem = _keep_outputs(model, places, kept, batch)
         if problem is not None:
             raise problem
         if outputs:
@@ -259,6 +265,18 @@ def _keep_outputs(model, places, kept, batch) -> InputError | None:
                 changed or former_changed,
             )
     return None
+
+
+def _mend_mixed(model, places, inside, operations, batch) -> None:
+    """Keeps layers whose own code mixes dtypes, where that mends them."""
+    models = [model]
+    if not sensitive_layers.has_call(model):
+        models = [each.layer for each in sensitive_layers.parts(places)]
+        batch = None
+    for each in models:
+        # One that cannot be called on placeholders at all says nothing.
+        with contextlib.suppress(sensitive_layers.CannotBeCalled):
+            inside.update(sensitive_layers.mend(each, operations, batch))
 
 
 def _mend_outputs(model, places, inside, operations, batch) -> None:

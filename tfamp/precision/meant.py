@@ -19,6 +19,7 @@ from tfamp.precision import regions
 
 DTYPES_16 = ("bfloat16", "float16")
 _MEANT = "_tfamp_meant"
+_ROUNDED = "_tfamp_rounded"
 
 
 def as_meant(structure):
@@ -46,6 +47,25 @@ def mark(structure, dtype: str) -> None:
         if tf.is_tensor(leaf) and dtype_name(leaf.dtype) == "float32":
             with contextlib.suppress(AttributeError):
                 setattr(leaf, _MEANT, dtype)
+
+
+def mark_rounded(source, result) -> None:
+    """Marks a layer's input that Keras rounded to 16 bits before its `call`.
+
+    Args:
+        source: what it was made of: float32 of the program's own, or a marked
+            tensor.
+        result: the input.
+    """
+    is_own = has_float32([source]) and meant_dtype(source) is None
+    if (is_own or is_rounded(source)) and has_16_bits([result]):
+        with contextlib.suppress(AttributeError):
+            setattr(result, _ROUNDED, True)
+
+
+def is_rounded(tensor) -> bool:
+    """Whether it is such an input, or a part of one."""
+    return getattr(tensor, _ROUNDED, False)
 
 
 def meant_dtypes(structure, by_keras: bool) -> set[str]:

@@ -137,11 +137,13 @@ PRODUCTS = _row(
 
 # Numbers made from nothing or from other dtypes: rounded to 16 bits they are
 # no longer the positions, ids, frequencies and masks that they were.
+SEQUENCES = ("arange", "range", "linspace", "logspace", "geomspace")
 MADE = _row(
     "positions above 256, frequencies and masks are made in float32 where code"
     " asks for 16 bits, and take 16 bits in the product that needs them",
-    "cast saturate_cast convert_to_tensor array arange range linspace logspace"
-    " geomspace constant",
+    " ".join(
+        ("cast saturate_cast convert_to_tensor array constant", *SEQUENCES)
+    ),
 )
 
 

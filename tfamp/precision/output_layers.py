@@ -7,6 +7,7 @@ subclassed models, nested ones, and layers that hold layers.
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,6 +41,11 @@ _OWNERS = (
 _WRAPPERS = (keras.layers.SpectralNormalization, keras.layers.TimeDistributed)
 _PRODUCTS = ("Dot", "Einsum", "Inner", "Matmul", "Outer", "Tensordot", "Vdot")
 _DTYPES_16 = ("bfloat16", "float16")
+_KERAS_SAYS_WHERE = "Exception encountered when calling"
+
+
+class CannotTrace(InputError):
+    """A model that cannot be called on placeholders, as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +70,9 @@ def find_output_layers(
         batch: a batch of data, whose shapes and dtypes the placeholders get.
 
     Raises:
-        InputError: the model cannot be run on placeholders, or a 16-bit
-            output comes from operations that belong to no layer.
+        CannotTrace: the model cannot be run on placeholders.
+        InputError: a 16-bit output comes from operations that belong to no
+            layer.
     """
     owner_of = _owners(layers)
     found = {}
@@ -187,13 +194,24 @@ def _trace(model, layers, training: bool, batch) -> tuple[list, list[_Call]]:
             problem = error
         else:
             return outputs, calls
-    first_line = str(problem).strip().partition("\n")[0]
     remedy = "" if batch is not None else "pass batch=, one of its data, or "
-    raise InputError(
+    raise CannotTrace(
         f"Cannot trace model {model.name!r} to find its output layers"
-        f" ({type(problem).__name__}: {first_line}); {remedy}cast the outputs"
+        f" ({said(problem)}); {remedy}cast the outputs"
         " to float32 in its call and pass outputs=False."
     )
+
+
+def said(error: Exception | None) -> str:
+    """What an error is and says, and where a layer raised it, in one line."""
+    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    # Keras says first where it was, and then what.
+    where = ""
+    if len(lines) > 1 and lines[0].startswith(_KERAS_SAYS_WHERE):
+        where = lines.pop(0).removeprefix(_KERAS_SAYS_WHERE).strip(" .")
+    what = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"in {where}, {what}" if where else what
 
 
 @contextlib.contextmanager

@@ -22,12 +22,15 @@ from tfamp.precision.meant import (
     float32_value,
     has_16_bits,
     has_float32,
+    is_rounded,
     mapped,
     mark,
+    mark_rounded,
     meant,
     meant_dtype,
     meant_dtypes,
 )
+from tfamp.precision.operations import SEQUENCES
 from tfamp.precision.regions import Region
 
 
@@ -64,7 +67,13 @@ def operation(
                 return _compute_wide(region, kind, function, args, kwargs)
             if kind == "made":
                 return _make(
-                    region, function, args, kwargs, dtype_position, by_keras
+                    region,
+                    name,
+                    function,
+                    args,
+                    kwargs,
+                    dtype_position,
+                    by_keras,
                 )
             return _compute(region, row, kind, function, args, kwargs, by_keras)
 
@@ -99,8 +108,12 @@ def cast_of_keras(name: str, function: Callable) -> Callable:
     @functools.wraps(function)
     def replacement(*args, **kwargs):
         dtype, _ = _wanted_dtype(args, kwargs, position)
-        chosen = within_call if isinstance(dtype, tf.DType) else at_the_door
-        return chosen(*args, **kwargs)
+        if isinstance(dtype, tf.DType):
+            return within_call(*args, **kwargs)
+        result = at_the_door(*args, **kwargs)
+        if args and regions.active() is not None:
+            mark_rounded(args[0], result)
+        return result
 
     return replacement
 
@@ -219,6 +232,9 @@ def _compute(region, name, kind, function, args, kwargs, by_keras):
     result = function(*args, **kwargs)
     if is_meant:
         mark(result, region.dtype)
+    if kind is None and args and is_rounded(args[0]):
+        # What only moves numbers, as a slice.
+        mark_rounded(args[0], result)
     return result
 
 
@@ -240,7 +256,7 @@ def _compute_wide(region, kind, function, args, kwargs):
     return function(*args, **kwargs)
 
 
-def _make(region, function, args, kwargs, position, by_keras):
+def _make(region, row, function, args, kwargs, position, by_keras):
     """A cast, or numbers from nothing, in float32 where 16 bits are wanted."""
     wanted, is_positional = _wanted_dtype(args, kwargs, position)
     name = dtype_name(wanted)
@@ -250,6 +266,9 @@ def _make(region, function, args, kwargs, position, by_keras):
             return function(*args, **kwargs)
         if meant_dtype(source) == name:
             return source
+        if row in SEQUENCES:
+            # Which rounded are others, and collide.
+            region.note(row)
         if is_positional:
             args = (*args[:position], "float32", *args[position + 1 :])
         else:
@@ -258,6 +277,9 @@ def _make(region, function, args, kwargs, position, by_keras):
         return meant(result, name) if tf.is_tensor(result) else result
     if name is not None and "int" in name and has_16_bits([source]):
         # Ids, which rounded are others.
+        region.note("cast")
+    if name == "float32" and is_rounded(source):
+        # Its code means to have it in float32, as it came.
         region.note("cast")
     result = function(*args, **kwargs)
     if not tf.is_tensor(result) or wanted is None:

@@ -4,7 +4,6 @@ The model is called on placeholders as if all of it were kept, and each layer
 is noted in which float32 made a difference to an operation.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -12,7 +11,13 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
-from tfamp.precision import autocast, kept_layers, output_layers, regions
+from tfamp.precision import (
+    autocast,
+    before,
+    kept_layers,
+    output_layers,
+    regions,
+)
 from tfamp.precision.layer_paths import Place, walk
 from tfamp.precision.operations import resolve
 
@@ -182,32 +187,35 @@ def _keep_layers(
 def mend(
     model: keras.Model, operations: kept_layers.Operations, batch=None
 ) -> dict[int, tuple[str, bool]]:
-    """Keeps layers that mix dtypes since others in them became float32.
+    """Keeps layers that mix dtypes, by themselves or since others are float32.
 
     Returns:
         As `keep`.
 
     Raises:
-        InputError: that does not help; the line names the layer and the cause.
+        CannotBeCalled: that does not help, and nothing was changed; the line
+            names the layer and the cause.
     """
     kept: dict[int, tuple[str, bool]] = {}
+    former = []
     while True:
         seen, error = call(model, None, batch)
         if error is None:
             return kept
         layer = seen.failed
+        former += before.remember([] if layer is None else [layer])
         if (
             layer is None
             or operations is False
             or not _is_16_bit(layer)
             or not kept_layers.keep(layer, operations)
         ):
+            before.put_back(former)
             name = model.name if layer is None else layer.name
             raise CannotBeCalled(
                 f"Layer {name!r} cannot be called with what keep_float32"
-                f" makes float32 ({type(error).__name__}:"
-                f" {said(error)}); the model is as it was. Cast to one"
-                " dtype there, or pass outputs=False."
+                f" makes float32 ({output_layers.said(error)}); the model is"
+                " as it was. Cast to one dtype there, or pass outputs=False."
             )
         kept[id(layer)] = ("mixed dtypes in float32", True)
 
@@ -283,13 +291,3 @@ def _runs_code_of_users(layer) -> bool:
 
 def _is_16_bit(layer) -> bool:
     return layer.compute_dtype in ("bfloat16", "float16")
-
-
-def said(error: Exception) -> str:
-    """What an error says, in one line."""
-    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))
-    lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    # Keras says first where it was, and then what.
-    if len(lines) > 1 and lines[0].startswith("Exception encountered"):
-        del lines[0]
-    return lines[0] if lines else ""

@@ -216,9 +216,10 @@ def fit(
     callbacks += autolog
     progress = _progress(verbose, callbacks)
     with strategy.scope():
-        safe.build_layers(model, dataset.element_spec, is_custom)
-        safe.make_safe(model, keep_float32, verbose, is_custom)
-        safe.build_rest(model, dataset.element_spec, is_custom)
+        spec = dataset.element_spec
+        safe.build_layers(model, spec, is_custom)
+        safe.make_safe(model, keep_float32, verbose, is_custom, spec)
+        safe.build_rest(model, spec, is_custom)
     misplaced.warn_of(model)
     preconditions.warn_of_eager_sums(model)
     preconditions.warn_of_endless_kernels(model, strategy)
@@ -229,7 +230,6 @@ def fit(
     plan = None
     if not is_custom:
         pieces = strategy.num_replicas_in_sync * microbatches
-        spec = dataset.element_spec
         plan = plan_of(model, spec, batches.first, pieces, training=True)
     optimizers = _loss_scale_optimizers(model)
     scaled = wire.prepare(

@@ -6,6 +6,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 from absl import logging
@@ -81,11 +82,19 @@ def make_safe(
     keep_float32: bool | str,
     verbose: int | str,
     is_custom: bool = False,
+    spec: Any = None,
 ) -> None:
     """Keeps in float32 what needs it, and wraps the optimizer.
 
     A step of the model's own may know of no scale: its optimizers stay, but
     for Keras's scalers.
+
+    Args:
+        model: a built model.
+        keep_float32: "auto", True or False.
+        verbose: whether what was done is shown, or logged.
+        is_custom: whether the model has a `train_step` of its own.
+        spec: what the data's `element_spec` is, if there are data.
     """
     if keep_float32 not in (True, False, "auto"):
         raise InputError(
@@ -94,7 +103,7 @@ def make_safe(
     done = [] if is_custom else _use_float8(model)
     is_float32 = precision_of(model) == "float32"
     if keep_float32 and not is_float32:
-        done += _keep(model, keep_float32)
+        done += _keep(model, keep_float32, spec)
     if is_custom:
         replace_scalers(model)
     wrapped = None if is_custom else _wrap_optimizer(model)
@@ -150,14 +159,14 @@ def _in_place_of(
     return safe
 
 
-def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
+def _keep(model: keras.Model, keep_float32: bool | str, spec: Any) -> list[str]:
     if keep_float32 == "auto" and keras_internals.is_marked(
         model, "tfamp_keep_float32"
     ):
         # As the caller did it.
         return []
     try:
-        kept = precision.keep_float32(model)
+        kept = _kept(model, spec)
     except InputError as error:
         return [f"keep_float32 was not possible everywhere ({error})"]
     changed = [each.path for each in kept if each.changed]
@@ -168,6 +177,16 @@ def _keep(model: keras.Model, keep_float32: bool | str) -> list[str]:
         f"kept {', '.join(changed[:3])}{more} in float32 "
         "(keep_float32=False leaves them)"
     ]
+
+
+def _kept(model: keras.Model, spec: Any) -> list[precision.Float32Layer]:
+    try:
+        return precision.keep_float32(model)
+    except InputError:
+        if spec is None:
+            raise
+    # With the sizes of its data; what it says then is the better reason.
+    return precision.keep_float32(model, batch=spec)
 
 
 def _use_float8(model: keras.Model) -> list[str]:
