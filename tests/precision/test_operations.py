@@ -452,6 +452,34 @@ def test_ids_that_come_as_floats_reach_the_embedding_unrounded():
     assert type(model) is Recommender
 
 
+class Block(layers.Layer):
+    """A norm of its own, and a shortcut around a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(4)
+
+    def call(self, x):
+        size = ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True))
+        return x + self.inner(x * size)
+
+
+def test_a_kept_layer_put_to_float32_later_takes_what_others_round():
+    keras.config.set_dtype_policy("mixed_float16")
+    block = Block()
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), block])
+    (kept,) = [e for e in keep_float32(model, outputs=False)]
+    assert "float inputs reach it as they come" in str(kept)
+    for layer in (block, block.inner):
+        layer.dtype_policy = "float32"
+    outputs = model(np.ones((2, 4)))
+    assert outputs.dtype == tf.float32
+    # Its numbers, too: those that came, and no float16 within.
+    x = model.layers[0](np.ones((2, 4)))
+    assert x.dtype == tf.float16
+    np.testing.assert_array_equal(outputs, block(ops.cast(x, "float32")))
+
+
 class TokensAndPositions(layers.Layer):
     def __init__(self):
         super().__init__()
