@@ -468,7 +468,7 @@ def test_a_kept_layer_put_to_float32_later_takes_what_others_round():
     keras.config.set_dtype_policy("mixed_float16")
     block = Block()
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4), block])
-    (kept,) = [e for e in keep_float32(model, outputs=False)]
+    (kept,) = keep_float32(model, outputs=False)
     assert "float inputs reach it as they come" in str(kept)
     for layer in (block, block.inner):
         layer.dtype_policy = "float32"

@@ -17,6 +17,10 @@ _SCHEMAS = {
 }
 
 
+# What a map does not reach, as an attribute of it.
+_PATHLESS = "_tfamp_pathless"
+
+
 def is_map(name: Any) -> bool:
     """Whether a precision is named by a file."""
     return isinstance(name, os.PathLike) or str(name).endswith(".json")
@@ -26,6 +30,9 @@ def load_map(
     path: str | os.PathLike,
 ) -> "tuple[str, keras.dtype_policies.DTypePolicyMap]":
     """The precision of most layers, and the policy of each.
+
+    Some layers have no path by which the map knows them: `reach_pathless`
+    finds them in a model that was built under it.
 
     Args:
         path: of `tune.json` or `probe.json`.
@@ -57,4 +64,19 @@ def load_map(
             f"Precision map {str(path)!r} is damaged ({error}); run its "
             "command again."
         ) from None
+    vars(policies)[_PATHLESS] = frozenset(record.get("pathless_layers", ()))
     return precision, policies
+
+
+def reach_pathless(model: "keras.Model") -> None:
+    """Puts to float32 what a map says of layers to which Keras gives no path.
+
+    Those are layers without weights, such as ReLU and Dropout.
+    """
+    from tfamp.precision.layer_paths import walk
+
+    for place in walk(model):
+        layer = place.layer
+        wanted = vars(layer.dtype_policy).get(_PATHLESS, ())
+        if place.path in wanted and not layer.path:
+            layer.dtype_policy = "float32"

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfamp.precision.maps import reach_pathless
 from tfamp.recipe.run_config import start
 
 
@@ -43,4 +44,5 @@ def open_subject(recipe: types.ModuleType, config: Any) -> Subject:
     train_batches, eval_batches = recipe.make_datasets(config)
     with strategy.scope():
         model = recipe.build_model(config)
+    reach_pathless(model)
     return Subject(model, train_batches, eval_batches)

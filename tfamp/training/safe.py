@@ -15,6 +15,7 @@ from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.layers.float8 import float8
 from tfamp.precision import keep_float32 as precision
+from tfamp.precision.maps import reach_pathless
 from tfamp.precision.policy import FLOAT8, last_precision, precision_of
 from tfamp.scaling.optimizer import LossScaleOptimizer, wrap_optimizer
 from tfamp.training.data import one_line
@@ -24,9 +25,11 @@ from tfamp.training.warning import warn
 def build_layers(model: keras.Model, element_spec, is_custom: bool) -> None:
     """Creates the variables of the layers by a batch's specs.
 
+    Before that, layers that a map of precisions does not reach get theirs.
     A step of the model's own may call it on something else, or not at all:
     what then fails here builds itself there.
     """
+    reach_pathless(model)
     if type(model).call is keras.Model.call:
         return
     try:

@@ -15,7 +15,6 @@ from keras import layers, ops
 import tfamp
 from tfamp import cli
 from tfamp.analysis.report import write
-from tfamp.analysis.tune.units import units_of
 from tfamp.recipe import run_config
 
 
@@ -102,6 +101,8 @@ def test_a_cancellation_in_bfloat16_is_put_back_and_nothing_else(cancelled):
     (none, everything), (layer, error) = report.path
     assert (none, layer) == (None, "planted")
     assert error <= report.limit < everything
+    assert report.unmapped_layers == ()
+    assert "reach" not in report.reason
     # Not only behind the switch, but in the model as it runs.
     assert report.costs["all"]["error"] == pytest.approx(everything, rel=0.05)
     assert report.costs["tuned"]["error"] == pytest.approx(error, rel=0.2)
@@ -175,18 +176,50 @@ def test_the_json_fits_its_schema_and_makes_a_page(
     assert "with 1 layer in float32: planted" in page
 
 
-def test_what_a_map_does_not_reach_is_said_and_not_in_it(cancelled):
-    model = keras.Sequential(
-        [keras.Input((8,)), layers.Dense(4, name="dense"), layers.ReLU()]
-    )
-    assert [each.policy_paths for each in units_of(model)][1] == []
-    report = dataclasses.replace(
-        cancelled[-1], policy_paths={"planted": (), "first": ("first",)}
-    )
-    assert report.unmapped_layers == ("planted",)
-    assert "No DTypePolicyMap reaches planted" in report.reason
-    assert list(report.dtype_policy_map()) == []
-    assert "reaches" not in cancelled[-1].reason
+class Pathless(Cancel):
+    """As ReLU: Keras gives no path to what says that it is built."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.built = True
+
+
+class Around(layers.Layer):
+    """Cannot take two precisions, and holds what has no path."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = layers.Dense(16, name="inner")
+        self.cancel = Pathless(name="cancel")
+
+    def call(self, x):
+        return x + self.cancel(self.inner(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("planted", "pathless"),
+    [(Pathless, ("planted",)), (Around, ("planted/cancel",))],
+)
+def test_what_keras_gives_no_path_is_put_back_by_tfamp(
+    planted, pathless, tmp_path
+):
+    def build():
+        return compiled(lambda: sequence(planted(name="planted")))
+
+    report = tune(build())
+    assert report.float32_layers == ("planted",)
+    assert report.unmapped_layers == pathless
+    assert f"alone does not reach {pathless[0]}" in report.reason
+    assert pathless[0] not in str(list(report.dtype_policy_map()))
+    report.save(tmp_path / "tune.json")
+    tfamp.set_precision(tmp_path / "tune.json")
+    model = build()
+    tfamp.fit(model, data(), verbose=0)
+    layer = model.get_layer("planted")
+    found = [layer.compute_dtype, getattr(layer, "cancel", layer).compute_dtype]
+    assert found == ["float32", "float32"]
+    assert model.get_layer("second").compute_dtype == "bfloat16"
 
 
 def test_as_many_other_layers_put_back_do_not_mend(cancelled):
@@ -220,6 +253,17 @@ def test_both_ends_of_a_range_fault_in_float16_are_put_back():
     assert report.path[0].error == math.inf
     assert report.path[-1].error <= report.limit
     assert report.loss_scale > 1
+
+
+@pytest.mark.slow
+def test_what_leaves_the_range_is_put_back_though_no_gradient_shows_it():
+    # tanh of infinity is 1, as it is of 1e6.
+    saturated = layers.Activation("tanh", name="saturated")
+    gains = Gain(1e3, name="within"), Gain(1e3, name="beyond")
+    model = compiled(lambda: sequence(*gains, saturated))
+    report = tune(model, "mixed_float16")
+    assert max(report.scores.values()) < report.limit
+    assert set(report.float32_layers) == {"beyond", "saturated"}
 
 
 @pytest.mark.long
@@ -306,6 +350,8 @@ def test_blocks_of_somebody_and_own_train_steps():
     assert {"subclassed", "block/inner", "head/logits"} <= {*report.scores}
     assert report.unseen_layers == ("unused",)
     assert report.path[-1].error <= report.limit
+    # The model behind the switch is the one without it, with its losses.
+    assert report.costs["float32"]["error"] < 1e-5
     for value, former in zip(state_of(model), before, strict=True):
         np.testing.assert_array_equal(value, former)
     report.apply(model)
@@ -378,7 +424,7 @@ def test_a_fault_of_another_kind_is_told_as_it_is(dtypes, calls):
 
 
 class Normed(layers.Layer):
-    """As blocks of transformers: a norm of its own, and a shortcut."""
+    """A norm of its own, a cancellation, and a shortcut."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -386,25 +432,23 @@ class Normed(layers.Layer):
 
     def call(self, x):
         square = ops.mean(ops.square(x), axis=-1, keepdims=True)
+        x = (x + 300.0) - 300.0
         return x + self.inner(x * ops.rsqrt(square + 1e-6))
 
 
 @pytest.mark.slow
 def test_after_keep_float32_layers_are_put_back_that_take_inputs_as_they_come():
-    keras.config.set_dtype_policy("mixed_float16")
-    model = compiled(
-        lambda: sequence(
-            Gain(1e6, name="up"),
-            Normed(name="normed"),
-            Gain(1e-6, name="down"),
-            layers.Dropout(0.1, name="between"),
-        )
-    )
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = compiled(lambda: sequence(Normed(name="normed")))
     kept = tfamp.keep_float32(model)
     assert any("normed: " in str(e) and "as they come" in str(e) for e in kept)
-    model.get_layer("up").dtype_policy = "mixed_float16"
-    report = tune(model, "mixed_float16")
-    assert "normed" in report.float32_layers
+    report = tune(model)
+    # In 16 bits its code takes both precisions, and in float32 none but that.
+    assert report.float32_layers == ("normed",)
+    assert "normed/inner" not in report.scores
+    # It gets bfloat16 of the layer before, behind the switch as it runs.
+    everything = report.costs["all"]["error"]
+    assert everything == pytest.approx(report.path[0].error, rel=0.05)
     assert report.costs["tuned"]["error"] <= report.limit
     report.apply(model)
     assert np.isfinite(tfamp.fit(model, data(), verbose=0).history["loss"][0])
@@ -486,6 +530,7 @@ def test_a_sum_is_measured_as_the_sum_that_it_is(mirrored):
         return sequence(Activity(name="activity"))
 
     one = tune(compiled(build))
+    assert one.costs["float32"]["error"] < 1e-5
     assert one.noise == pytest.approx(
         tune(compiled(build, mirrored(2))).noise, rel=1e-6
     )

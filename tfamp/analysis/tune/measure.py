@@ -114,37 +114,52 @@ def tune(
         overflowing = overflowing_layers(tensors, counted.fed)
     policy = policy_name(precision)
     eight_bits = covered_layers(model) if precision == FLOAT8 else []
-    with _measuring(
-        model, dataset, steps, policy, eight_bits, microbatches
-    ) as measuring:
-        units, reached, gradients = measuring
-        limit = budget * gradients.noise
-        if gradients.repeat_error > limit / 2:
-            raise InputError(
-                "The same step in float32 gives gradients that differ by "
-                f"{gradients.repeat_error:.2g}, more than half of the error "
-                f"of {limit:.2g} that is allowed: a random operation without "
-                "a Keras seed. Give it a keras.random.SeedGenerator."
+    whole: list[type] = []
+    runs = 0
+    while True:
+        with _measuring(
+            model, dataset, steps, policy, eight_bits, microbatches, whole
+        ) as measuring:
+            units, reached, gradients = measuring
+            limit = budget * gradients.noise
+            if gradients.repeat_error > limit / 2:
+                raise InputError(
+                    "The same step in float32 gives gradients that differ by "
+                    f"{gradients.repeat_error:.2g}, more than half of the "
+                    f"error of {limit:.2g} that is allowed: a random operation "
+                    "without a Keras seed. Give it a "
+                    "keras.random.SeedGenerator."
+                )
+            called = sorted(reached)
+            found = _search(
+                gradients,
+                called,
+                _units_of_paths(units, model, overflowing) & set(called),
+                limit,
+                has_range=compute_dtype_of(precision) == "bfloat16",
+                bits="8 bits" if precision == FLOAT8 else "16 bits",
             )
-        called = sorted(reached)
-        found = _search(
-            gradients,
-            called,
-            _units_of_paths(units, model, overflowing) & set(called),
-            limit,
-            has_range=compute_dtype_of(precision) == "bfloat16",
-            bits="8 bits" if precision == FLOAT8 else "16 bits",
-        )
-        everything = _layers(units, called)
-        tuned = _layers(units, set(called) - set(found.reasons))
-        costs = costs_of(
-            gradients,
-            policy,
-            everything=everything,
-            tuned=tuned,
-            eight_bits=eight_bits,
-            scale=found.scale,
-        )
+            everything = _layers(units, called)
+            tuned = _layers(units, set(called) - set(found.reasons))
+            try:
+                costs = costs_of(
+                    gradients,
+                    policy,
+                    everything=everything,
+                    tuned=tuned,
+                    eight_bits=eight_bits,
+                    scale=found.scale,
+                )
+            except Exception:
+                # What passes between units behind the switch is float32.
+                mixing = _innermost_mixing(units, called, found.reasons, whole)
+                if mixing is None:
+                    raise
+                whole.append(type(mixing.layer))
+                continue
+            finally:
+                runs += gradients.runs
+            break
     shares = narrow_shares(
         model, dataset, policy, {"all": everything, "tuned": tuned}
     )
@@ -167,8 +182,9 @@ def tune(
             unit.path for i, unit in enumerate(units) if i not in called
         ),
         policy_paths={unit.path: tuple(unit.policy_paths) for unit in units},
+        pathless={unit.path: unit.pathless for unit in units},
         kept_paths=tuple(dict.fromkeys(kept)),
-        runs=gradients.runs,
+        runs=runs,
         seconds=time.perf_counter() - began,
     )
 
@@ -181,9 +197,12 @@ def _measuring(
     policy: str,
     eight_bits: Sequence[keras.layers.Layer],
     microbatches: int,
+    whole: list[type],
 ) -> Iterator[tuple[list[Unit], set[int], Gradients]]:
-    """Within it: units, those that a step called, and their gradients."""
-    whole: list[type] = []
+    """Within it: units, those that a step called, and their gradients.
+
+    Classes of layers that cannot take two precisions are added to `whole`.
+    """
     while True:
         units = units_of(model, whole)
         switch = Switch(units, keras.dtype_policies.get(policy), eight_bits)
@@ -206,7 +225,6 @@ def _measuring(
                 failed = switch.failed
                 if failed is None or type(failed.layer) in whole:
                     raise
-                # Its own code cannot take two precisions.
                 whole.append(type(failed.layer))
                 continue
             yield units, switch.called, gradients
@@ -282,6 +300,29 @@ def _layers(
     units: Sequence[Unit], chosen: Iterable[int]
 ) -> list[keras.layers.Layer]:
     return [layer for i in chosen for layer in units[i].layers]
+
+
+def _innermost_mixing(
+    units: Sequence[Unit],
+    called: Collection[int],
+    put_back: Collection[int],
+    whole: Collection[type],
+) -> Unit | None:
+    """The smallest unit that is in another precision than some in it."""
+
+    def is_mixing(i: int) -> bool:
+        inside = {id(layer) for layer in units[i].inside}
+        return any(
+            id(units[j].layer) in inside and (i in put_back) != (j in put_back)
+            for j in called
+        )
+
+    found = [
+        units[i]
+        for i in called
+        if type(units[i].layer) not in whole and is_mixing(i)
+    ]
+    return min(found, key=lambda unit: len(unit.inside), default=None)
 
 
 def _units_of_paths(units: Sequence[Unit], model, paths) -> set[int]:

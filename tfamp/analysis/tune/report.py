@@ -18,6 +18,7 @@
 - `unseen_layers`: those that a step did not call.
 - `dtype_policy_map`: the config of a `keras.dtype_policies.DTypePolicyMap`.
 - `policy_paths`: by layer, how that map knows it and the layers in it.
+- `pathless_layers`: those in float32 that it does not reach; tfamp does.
 - `runs`, `seconds`: what it took.
 - `environment`: device, versions, command and time.
 """
@@ -76,6 +77,7 @@ class TuneReport:
             operations that are in 16 bits; None where they cannot be counted.
         unseen_layers: paths of layers that a step did not call.
         policy_paths: by path, how a `DTypePolicyMap` knows the layers.
+        pathless: by path, the layers of it that no `DTypePolicyMap` reaches.
         kept_paths: how it knows those that were in float32 before.
         runs: steps that were run.
         seconds: that it took.
@@ -95,6 +97,7 @@ class TuneReport:
     narrow_shares: Mapping[str, float] | None
     unseen_layers: tuple[str, ...]
     policy_paths: Mapping[str, tuple[str, ...]]
+    pathless: Mapping[str, tuple[str, ...]]
     kept_paths: tuple[str, ...]
     runs: int
     seconds: float
@@ -125,7 +128,7 @@ class TuneReport:
 
         Keras gives no path to layers without weights such as ReLU and Softmax.
         """
-        return tuple(e for e in self.reasons if not self.policy_paths[e])
+        return tuple(e for path in self.reasons for e in self.pathless[path])
 
     @property
     def reason(self) -> str:
@@ -154,9 +157,9 @@ class TuneReport:
             )
         if self.unmapped_layers:
             text += (
-                " No DTypePolicyMap reaches "
-                f"{', '.join(self.unmapped_layers)}: make each with "
-                'dtype="float32", or use report.apply(model).'
+                " Keras's DTypePolicyMap alone does not reach "
+                f"{', '.join(self.unmapped_layers)}; tfamp.set_precision of "
+                "tune.json and report.apply(model) do."
             )
         return text
 
@@ -165,7 +168,8 @@ class TuneReport:
 
         `keras.config.set_dtype_policy(report.dtype_policy_map())` before the
         model is built anew, with the same names of model and layers; or
-        `tfamp.set_precision("tune.json")`, which does that.
+        `tfamp.set_precision("tune.json")`, which does that, and reaches
+        `unmapped_layers` too, where tfamp first gets the model.
         """
         policy_map = keras.dtype_policies.DTypePolicyMap(
             keras.dtype_policies.get(policy_name(self.precision))
@@ -258,6 +262,7 @@ class TuneReport:
             "policy_paths": {
                 path: list(paths) for path, paths in self.policy_paths.items()
             },
+            "pathless_layers": list(self.unmapped_layers),
             "runs": self.runs,
             "seconds": self.seconds,
             "environment": environment.describe(),

@@ -72,10 +72,11 @@ class Switch:
             mask: boolean, one a unit: whether it computes in 16 bits.
         """
         self._thread.mask, self._thread.losses = mask, None
+        self._thread.returned = {}
         try:
             yield
         finally:
-            del self._thread.mask
+            del self._thread.mask, self._thread.returned
 
     def _call(self, i: int, call, /, *args, **kwargs):
         mask = getattr(self._thread, "mask", None)
@@ -114,6 +115,9 @@ class Switch:
         outputs, losses = wide.packed(values)
         for layer, loss in losses:
             layer.add_loss(loss)
+        # Kept, so that no other tensor gets one's id.
+        leaves = keras.tree.flatten(outputs)
+        self._thread.returned |= {id(leaf): leaf for leaf in leaves}
         return outputs
 
     def _narrow(self, unit: Unit, call, *args, **kwargs):
@@ -132,10 +136,15 @@ class Switch:
                 # It is kept in float32; what is in it is not.
                 return call(*args, **kwargs)
             dtype = layer.compute_dtype
-            if layer.autocast:
-                args, kwargs = map_floats(
-                    lambda *spot: tf.cast(spot[-1], dtype), (args, kwargs)
-                )
+            # A layer that takes its inputs as they come gets those of 16 bits
+            # where another layer returned them.
+            returned = self._thread.returned
+
+            def rounded(i: int, count: int, value: tf.Tensor) -> tf.Tensor:
+                is_cast = layer.autocast or id(value) in returned
+                return tf.cast(value, dtype) if is_cast else value
+
+            args, kwargs = map_floats(rounded, (args, kwargs))
             with keras_internals.autocast_scope(dtype):
                 return call(*args, **kwargs)
 

@@ -31,17 +31,19 @@ class Unit:
         layer: what is called.
         layers: those whose policy changes.
         inside: the layer and all in it.
+        pathless: paths, of the same kind, of those of `layers` that Keras
+            gives none, as it gives none to what has no weights.
     """
 
     path: str
     layer: keras.layers.Layer
     layers: tuple[keras.layers.Layer, ...]
     inside: tuple[keras.layers.Layer, ...]
+    pathless: tuple[str, ...] = ()
 
     @property
     def policy_paths(self) -> list[str]:
         """How a `DTypePolicyMap` knows the layers; some it does not reach."""
-        # Keras gives no path to layers that are built when they are made.
         paths = (layer.path for layer in self.layers if layer.path)
         return list(dict.fromkeys(paths))
 
@@ -58,6 +60,7 @@ def units_of(model: keras.Model, whole: Collection[type] = ()) -> list[Unit]:
     """
     kept = kept_layers(model)
     places = [("", model), *((p.path, p.layer) for p in walk(model))]
+    paths = {id(each): own_path for own_path, each in places}
     units: list[Unit] = []
     taken: set[int] = set()
     for path, layer in places:
@@ -78,7 +81,16 @@ def units_of(model: keras.Model, whole: Collection[type] = ()) -> list[Unit]:
         taken.update(id(each) for each in layers)
         own = tuple(each for each in layers if id(each) not in kept)
         if own:
-            units.append(Unit(path or model.name, layer, own, tuple(inside)))
+            pathless = [paths[id(each)] for each in own if not each.path]
+            units.append(
+                Unit(
+                    path or model.name,
+                    layer,
+                    own,
+                    tuple(inside),
+                    tuple(each for each in pathless if each),
+                )
+            )
     return units
 
 
