@@ -42,7 +42,9 @@ from tfamp.accumulation.trace import summing_in_float32
 from tfamp.errors import InputError
 from tfamp.formats import FORMATS
 from tfamp.precision import heads
+from tfamp.precision.before import restate_constants
 from tfamp.precision.keep_float32 import Float32Layer, keep_float32
+from tfamp.precision.layer_paths import walk
 from tfamp.recipe.flags import check_ranges, flag
 
 PRODUCTS = re.compile(
@@ -192,13 +194,16 @@ def _by_constants(nodes: Sequence[Any]) -> list[Any]:
 def plain_step(model: keras.Model) -> Callable[..., Any]:
     """A forward and backward pass: what a plain `train_step` computes."""
 
+    parameters = inspect.signature(model.compute_loss).parameters
+    wants = {"training": True} if "training" in parameters else {}
+
     def step(data):
         # A loss of the model's own may take it apart.
         data = tf.nest.map_structure(lambda each: each, data)
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             outputs = model(x, training=True)
-            loss = model.compute_loss(x, y, outputs, weight, training=True)
+            loss = model.compute_loss(x, y, outputs, weight, **wants)
         sources = [v.value for v in model.trainable_variables]
         return loss, tape.gradient(loss, sources)
 
@@ -259,12 +264,15 @@ def look_at(build: Callable[[], tuple], precision: str) -> dict[str, Any]:
 
 
 def _keep(model, batch, found: dict[str, Any]) -> list[Float32Layer]:
-    try:
-        return keep_float32(model, batch=batch)
-    except InputError as error:
-        kept = keep_float32(model, outputs=False, batch=batch)
-        found["refused"] = str(error)
-        return kept
+    # As `fit` does: its own step may call a model on something else.
+    for given in (None, batch):
+        try:
+            return keep_float32(model, batch=given)
+        except InputError as error:
+            refused = str(error)
+    kept = keep_float32(model, outputs=False, batch=batch)
+    found["refused"] = refused
+    return kept
 
 
 def row(name: str, found: dict[str, Any] | str) -> str:
@@ -402,6 +410,10 @@ def _reference(build, model, batch) -> list[np.ndarray] | None:
     try:
         twin, _ = _built(build, "float32")
         twin.set_weights(model.get_weights())
+        for place in walk(twin):
+            # What was adapted is in weights, and in constants made of them.
+            if isinstance(place.layer, keras.layers.Normalization):
+                restate_constants(place.layer)
         return _outputs(twin, batch)
     except Exception:
         return None

@@ -386,24 +386,6 @@ def test_fit_of_keras_and_ours_train_with_it():
     assert history[-1] < next(loss for loss in history if loss)
 
 
-def test_a_model_that_needs_nothing_is_bit_identical():
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 3)),
-            layers.Conv2D(4, 3, activation="relu"),
-            layers.BatchNormalization(),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(4),
-        ]
-    )
-    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
-    before, classes = model(x), [type(layer) for layer in model.layers]
-    assert not [k for k in keep_float32(model, outputs=False) if k.changed]
-    np.testing.assert_array_equal(before, model(x))
-    assert classes == [type(layer) for layer in model.layers]
-
-
 def test_operations_are_added_and_removed():
     keras.config.set_dtype_policy("mixed_float16")
     inputs = keras.Input((4,), batch_size=4)
