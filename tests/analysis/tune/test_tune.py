@@ -454,6 +454,34 @@ def test_after_keep_float32_layers_are_put_back_that_take_inputs_as_they_come():
     assert np.isfinite(tfamp.fit(model, data(), verbose=0).history["loss"][0])
 
 
+class WithMask(layers.Layer):
+    """A norm of its own, and a mask that float16 cannot hold."""
+
+    def call(self, x):
+        square = ops.mean(ops.square(x), axis=-1, keepdims=True)
+        mask = (ops.zeros_like(square) - 3e4) * 3e4
+        return x * ops.rsqrt(square + 1e-6), mask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_what_keep_float32_kept_leaves_the_range_in_float32(is_kept):
+    def build():
+        inputs = keras.Input((8,))
+        x = layers.Dense(16, activation="tanh", name="first")(inputs)
+        x, _ = WithMask(name="masked")(x)
+        x = layers.Dense(16, activation="tanh", name="second")(x)
+        return keras.Model(inputs, layers.Dense(4, name="logits")(x))
+
+    keras.config.set_dtype_policy("mixed_float16")
+    model = compiled(build)
+    if is_kept:
+        tfamp.keep_float32(model)
+    report = tune(model, "mixed_float16")
+    expected = set() if is_kept else {"masked", "second"}
+    assert set(report.float32_layers) == expected
+
+
 @pytest.mark.slow
 def test_every_format_is_measured_on_the_same_batches():
     def noise(precision):

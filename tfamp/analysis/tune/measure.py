@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfamp import keras_internals
 from tfamp.analysis.probe import measure as probe_measure
 from tfamp.analysis.probe import steps as probe_steps
-from tfamp.analysis.probe.advice import overflowing_layers
+from tfamp.analysis.probe.advice import ProbedTensor, overflowing_layers
 from tfamp.analysis.tune.cost import costs_of, narrow_shares
 from tfamp.analysis.tune.gradient import Gradients, gradients_of
 from tfamp.analysis.tune.report import PathStep, TuneReport
@@ -28,6 +28,8 @@ from tfamp.analysis.tune.units import Unit, kept_layers, units_of
 from tfamp.errors import InputError
 from tfamp.layers.float8 import covered_layers
 from tfamp.precision.computing import computing_in
+from tfamp.precision.kept_layers import is_kept
+from tfamp.precision.layer_paths import walk
 from tfamp.precision.policy import (
     FLOAT8,
     compute_dtype_of,
@@ -111,7 +113,9 @@ def tune(
         tensors, counted = probe_measure.counted_in_float32(
             model, dataset, steps
         )
-        overflowing = overflowing_layers(tensors, counted.fed)
+        overflowing = overflowing_layers(
+            _of_16_bits(model, tensors), counted.fed
+        )
     policy = policy_name(precision)
     eight_bits = covered_layers(model) if precision == FLOAT8 else []
     whole: list[type] = []
@@ -325,9 +329,21 @@ def _innermost_mixing(
     return min(found, key=lambda unit: len(unit.inside), default=None)
 
 
+def _of_16_bits(
+    model: keras.Model, tensors: Sequence[ProbedTensor]
+) -> list[ProbedTensor]:
+    """Without those of layers that `tfamp.keep_float32` kept.
+
+    What leaves the range there does so in float32, and where it does not the
+    gradient shows it.
+    """
+    kept = {place.path for place in walk(model) if is_kept(place.layer)}
+    return [tensor for tensor in tensors if tensor.layer not in kept]
+
+
 def _units_of_paths(units: Sequence[Unit], model, paths) -> set[int]:
     """The units that hold the layers at these paths."""
-    layers = {id(each) for each in probe_steps.layers_at(model, paths)}
+    layers = {id(p.layer) for p in walk(model) if p.path in paths}
     return {
         i
         for i, unit in enumerate(units)
