@@ -6,6 +6,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfamp
 from benchmarks import zoo
@@ -81,3 +82,32 @@ def test_t5_trains_finite_in_float16():
     history = tfamp.fit(model, x, y, batch_size=2, epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert history["skipped_steps"] == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Model .* overrides fit")
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_a_mixture_of_experts_trains_which_stock_keras_cannot(precision):
+    keras.config.set_dtype_policy(precision)
+    backbone = hub.models.MixtralBackbone(50, 1, 2, 16, 32, 1, 4, 4)
+    model = hub.models.MixtralCausalLM(backbone, preprocessor=None)
+    x = {"token_ids": ids(8), "padding_mask": np.ones([2, 8], "int32")}
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        model(x, training=True)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    history = tfamp.fit(model, x, ids(8), batch_size=2, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert model(x).dtype == "float32"
+
+
+def test_the_embedding_of_a_time_step_gets_it_unrounded():
+    from keras_hub.src.models.stable_diffusion_3.mmdit import TimestepEmbedding
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    inputs = keras.Input([1])
+    outputs = TimestepEmbedding(8, name="time")(inputs)
+    model = keras.Model(inputs, outputs)
+    times = np.array([[777.3]], "float32")
+    # Both are rounded to 776.
+    np.testing.assert_array_equal(model(times), model(times - 1))
+    keep_float32(model, outputs=False)
+    assert np.abs(model(times) - model(times - 1)).max() > 0.01
