@@ -132,6 +132,15 @@ class Angles(layers.Layer):
         return ops.cast(ops.sin(x * frequencies), self.compute_dtype)
 
 
+class Promoted(Angles):
+    """Multiplies it by numbers in float32, to which Keras takes it."""
+
+    def call(self, x):
+        frequencies = np.exp(-np.arange(4)).astype("float32")
+        angles = ops.multiply(x[..., None], frequencies)
+        return ops.cast(ops.sin(angles), self.compute_dtype)
+
+
 class Positions(SameShape):
     """Numbers rows in 16 bits, where 257 is 256."""
 
@@ -140,11 +149,12 @@ class Positions(SameShape):
         return x - rows
 
 
-def test_inputs_that_code_casts_to_float32_come_unrounded(precision):
+@pytest.mark.parametrize("cls", [Angles, Promoted])
+def test_inputs_that_code_has_in_float32_come_unrounded(precision, cls):
     times = np.array([[777.3, 300.7]], "float32")
     keras.config.set_dtype_policy(precision)
     inputs = keras.Input((2,))
-    model = keras.Model(inputs, Angles(name="angles")(inputs))
+    model = keras.Model(inputs, cls(name="angles")(inputs))
     expected = np.sin(times[..., None] * np.exp(-np.arange(4)))
     assert np.abs(ops.cast(model(times), "float32") - expected).max() > 0.05
     kept = keep_float32(model, outputs=False)
@@ -153,10 +163,11 @@ def test_inputs_that_code_casts_to_float32_come_unrounded(precision):
     np.testing.assert_allclose(rounded, expected, atol=0.004)
 
 
-def test_casting_what_another_layer_computed_changes_nothing(precision):
+@pytest.mark.parametrize("cls", [Angles, Promoted])
+def test_casting_what_another_layer_computed_changes_nothing(precision, cls):
     keras.config.set_dtype_policy(precision)
     inputs = keras.Input((2,))
-    model = keras.Model(inputs, Angles()(layers.Dense(2)(inputs)))
+    model = keras.Model(inputs, cls()(layers.Dense(2)(inputs)))
     assert keep_float32(model, outputs=False) == []
 
 

@@ -23,6 +23,7 @@ from tfamp.precision.meant import (
     has_16_bits,
     has_float32,
     is_rounded,
+    leaves_of,
     mapped,
     mark,
     mark_rounded,
@@ -221,6 +222,9 @@ def _compute(region, name, kind, function, args, kwargs, by_keras):
     dtypes = meant_dtypes((args, kwargs), by_keras)
     is_meant = bool(dtypes) and dtypes <= {region.dtype}
     is_float32 = has_float32((args, kwargs))
+    if "float32" in dtypes and any(map(is_rounded, leaves_of((args, kwargs)))):
+        # Keras takes it back to float32, which its code means to have.
+        region.note("cast")
     if kind == "product" and is_meant:
         if is_float32:
             args, kwargs = as_meant((args, kwargs))
