@@ -251,6 +251,7 @@ def test_both_ends_of_a_range_fault_in_float16_are_put_back():
     assert set(report.float32_layers) == {"up", "down"}
     assert report.scores["up"] == math.inf
     assert report.path[0].error == math.inf
+    assert "mixed_float16 the gradient is not finite;" in report.reason
     assert report.path[-1].error <= report.limit
     assert report.loss_scale > 1
 

@@ -135,23 +135,23 @@ class TuneReport:
         """What was found, in words."""
         error, limit = self.path[0].error, self.limit
         text = (
-            f"With all layers in {self.precision} the gradient is off by "
-            f"{_percent(error)}; batches differ by {_percent(self.noise)}, and "
-            f"{self.budget:g} of that, {_percent(limit)}, is allowed. "
+            f"With all layers in {self.precision} the gradient is "
+            f"{_off(error)}; batches differ by {self.noise:.2%}, and "
+            f"{self.budget:g} of that, {limit:.2%}, is allowed. "
         )
         kept = len(self.reasons)
         if kept:
             text += (
                 f"With {kept} {'layer' if kept == 1 else 'layers'} of "
-                f"{len(self.scores)} in float32 it is off by "
-                f"{_percent(self.path[-1].error)}."
+                f"{len(self.scores)} in float32 it is "
+                f"{_off(self.path[-1].error)}."
             )
         else:
             text += "No layer needs float32."
         if self.unseen_error:
             text += (
-                " The model as it runs is off by "
-                f"{_percent(self.costs['tuned']['error'])}: what it computes "
+                " As the model runs it is "
+                f"{_off(self.costs['tuned']['error'])}: what it computes "
                 "outside of its layers makes the difference; "
                 "tfamp.keep_float32(model, operations=True) may help."
             )
@@ -284,5 +284,5 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _percent(share: float) -> str:
-    return f"{share:.2%}" if math.isfinite(share) else "not finite"
+def _off(error: float) -> str:
+    return f"off by {error:.2%}" if math.isfinite(error) else "not finite"
