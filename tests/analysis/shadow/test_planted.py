@@ -246,6 +246,33 @@ def test_one_replica_is_told_from_the_others(mirrored):
     assert report.worst.replicas == (1,)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_gradient_that_is_nothing_but_rounding_is_no_error(dtype):
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(f"mixed_{dtype}")
+    inputs = keras.Input((8, 16))
+    # A softmax does not change with the bias of its keys.
+    x = layers.MultiHeadAttention(2, 8)(inputs, inputs)
+    model = keras.Model(inputs, layers.Dense(1)(x))
+    model.compile("sgd", "mse", auto_scale_loss=False)
+    tfamp.keep_float32(model)
+    x = np.random.default_rng(0).normal(size=(4, 8, 16)).astype("float32")
+    report = compare(model, (x, x[..., :1]))
+    assert report.operations > 40
+    assert not report.errors
+    assert report.gradients.size < 0.1
+
+
+def test_a_small_sum_of_large_terms_is_named():
+    def difference(x):
+        # 2048 and -2048, and what float16 does not hold beside them.
+        ends = ops.concatenate([x, -x], -1)
+        return ops.sum(ends + ops.cast(0.4, x.dtype), -1, keepdims=True)
+
+    model = model_of(difference, "float16")
+    assert compare(model, batch_of(2048.0)).worst.operation == "Sum"
+
+
 def test_what_cannot_be_compared_is_told_in_one_line():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
     with pytest.raises(tfamp.InputError, match="not compiled"):

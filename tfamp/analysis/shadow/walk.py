@@ -34,6 +34,10 @@ from tfamp.errors import InputError
 
 # Roundings that add up, each of which is none too many.
 _ADDED_UP = 0.5
+# A sum as small by its terms is their rounding to float32, and no number: a
+# softmax's gradient sums to 0, so that the bias of attention's keys has none.
+_SUMS = ("BiasAddGrad", "Mean", "Sum")
+_ROUNDED_TO_NOTHING = 2.0**-18
 # What they find of rounded numbers is another thing, not a rounded one.
 _EXACT = ("Cast", "Equal", "NotEqual")
 _FAILURES = (tf.errors.OpError, TypeError, ValueError, AttributeError)
@@ -103,6 +107,7 @@ def walk_step(
     seen, count = [], 0
     # What comes after what was told has its error from there.
     explained: set[int] = set()
+    nothing: set[int] = set()
     for operation in operations:
         narrow, wide = values.of(operation)
         if narrow is None or wide is None:
@@ -124,6 +129,11 @@ def walk_step(
         count += is_16_bit
         follows = any(id(tensor) in explained for tensor in operation.inputs)
         found = None
+        if _is_nothing(operation, wide, others, nothing):
+            nothing.update(id(tensor) for tensor in operation.outputs)
+            explained.update(id(tensor) for tensor in operation.outputs)
+            values.add(operation, outputs, others)
+            continue
         if is_16_bit:
             found = _own(runner, operation, narrow, wide, outputs, others)
         if found is None and not follows:
@@ -133,7 +143,7 @@ def walk_step(
         if found is not None or follows:
             explained.update(id(tensor) for tensor in operation.outputs)
         values.add(operation, outputs, others)
-    return Walk(tuple(seen), count, values.results())
+    return Walk(tuple(seen), count, values.results(nothing))
 
 
 def _needed(step: StepGraph) -> list[tf.Operation]:
@@ -197,12 +207,28 @@ class _Values:
             if self._left[id(tensor)] > 0:
                 self._narrow[id(tensor)], self._wide[id(tensor)] = a, b
 
-    def results(self) -> tuple[Difference | None, ...]:
+    def results(self, nothing: set[int]) -> tuple[Difference | None, ...]:
         return tuple(
-            _difference([self._narrow[id(t)]], [self._wide[id(t)]])
+            None
+            if id(t) in nothing
+            else _difference([self._narrow[id(t)]], [self._wide[id(t)]])
             for t in self._step.results
             if id(t) in self._narrow
         )
+
+
+def _is_nothing(operation, wide, others, nothing: set[int]) -> bool:
+    """Whether it is a sum that is 0 but for rounding, or hands one on."""
+    if _is_move(operation) and operation.inputs:
+        return id(operation.inputs[0]) in nothing
+    if operation.type not in _SUMS or not wide[0].dtype.is_floating:
+        return False
+    terms = _array(wide[0]).astype("float64")
+    result = _array(others[0]).astype("float64")
+    if operation.type == "Mean" and result.size:
+        result = result * (terms.size / result.size)
+    size, of_terms = np.linalg.norm(result), np.linalg.norm(terms)
+    return 0.0 < size <= _ROUNDED_TO_NOTHING * of_terms
 
 
 def _run(runner: Runner, operation, inputs) -> list:
