@@ -129,7 +129,7 @@ def walk_step(
         count += is_16_bit
         follows = any(id(tensor) in explained for tensor in operation.inputs)
         found = None
-        if _is_nothing(operation, wide, others, nothing):
+        if _is_nothing(operation, wide, outputs, others, nothing):
             nothing.update(id(tensor) for tensor in operation.outputs)
             explained.update(id(tensor) for tensor in operation.outputs)
             values.add(operation, outputs, others)
@@ -217,11 +217,13 @@ class _Values:
         )
 
 
-def _is_nothing(operation, wide, others, nothing: set[int]) -> bool:
+def _is_nothing(operation, wide, outputs, others, nothing: set[int]) -> bool:
     """Whether it is a sum that is 0 but for rounding, or hands one on."""
     if _is_move(operation) and operation.inputs:
         return id(operation.inputs[0]) in nothing
     if operation.type not in _SUMS or not wide[0].dtype.is_floating:
+        return False
+    if not np.isfinite(_array(outputs[0])).all():
         return False
     terms = _array(wide[0]).astype("float64")
     result = _array(others[0]).astype("float64")
