@@ -360,6 +360,34 @@ def test_a_layer_whose_outputs_overflow_is_to_be_kept_in_float32(report):
     assert huge.losses("bfloat16").overflow == 0
 
 
+@pytest.mark.slow
+def test_what_keras_gives_no_path_is_put_to_float32_by_tfamp(tmp_path):
+    def build():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input([4]),
+                layers.Dense(3, name="first"),
+                layers.Rescaling(1e6, name="huge"),
+                layers.ReLU(name="relu"),
+                layers.Rescaling(1e-6, name="small"),
+            ],
+            name="large_outputs",
+        )
+        return compiled(model, tfamp.wrap_optimizer("sgd"))
+
+    found = tfamp.probe(build(), batches(), steps=2)
+    assert found.float32_layers == ("huge", "relu", "small")
+    assert found.unmapped_layers == ("relu",)
+    assert None not in found.dtype_policy_map()
+    found.save(tmp_path / "probe.json")
+    tfamp.set_precision(tmp_path / "probe.json")
+    model = build()
+    tfamp.fit(model, batches(), verbose=0)
+    assert model.get_layer("relu").compute_dtype == "float32"
+    assert model.get_layer("first").compute_dtype == "float16"
+
+
 def test_the_policy_map_rebuilds_the_model_as_advised(report):
     policy_map = report.dtype_policy_map()
     keras.config.set_dtype_policy(policy_map)

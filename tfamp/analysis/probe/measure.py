@@ -103,9 +103,9 @@ def counted_in_float32(
 
 def _policy_paths(
     model: keras.Model, seen: dict[TensorName, Histogram]
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     # Weights of no layer are the model's own, under its name.
-    paths = {tensor.layer: tensor.layer for tensor in seen}
+    paths: dict[str, str | None] = {t.layer: t.layer for t in seen}
     return paths | {part.path: part.owner.path for part in tapped_parts(model)}
 
 

@@ -8,6 +8,7 @@
 - `float16_scale`: the scale at which float16 loses least, whether or not that
   is little enough; null where it overflows at every scale.
 - `dtype_policy_map`: the config of a `keras.dtype_policies.DTypePolicyMap`.
+- `pathless_layers`: those in float32 that it does not reach; tfamp does.
 - `scales`: the loss scales of all lists by scale.
 - `tensors`: each with `layer`, `kind` (`activation`, `activation_gradient` or
   `gradient`), `name` (of the weight, or the number of the output), `is_float32`
@@ -60,7 +61,7 @@ class ProbeReport:
             that arrives there, in the order of the step.
         advice: what to do, and why.
         policy_paths: by a layer's path, the one by which a `DTypePolicyMap`
-            knows it.
+            knows it; None where Keras gives it none, as to a ReLU.
         unseen_layers: paths of layers of which nothing was seen: they were
             not called, or inside of a loop, as the cells of recurrent layers.
         observations: `observe`'s, where it was asked.
@@ -72,7 +73,7 @@ class ProbeReport:
     steps: int
     tensors: tuple[ProbedTensor, ...]
     advice: Advice
-    policy_paths: Mapping[str, str]
+    policy_paths: Mapping[str, str | None]
     unseen_layers: tuple[str, ...] = ()
     observations: tuple[Observation, ...] = ()
     observed_scale: float | None = None
@@ -104,17 +105,28 @@ class ProbeReport:
         `keras.config.set_dtype_policy(report.dtype_policy_map())` before the
         model is built anew, with the same names of model and layers. Layers
         that were in float32 while others were not are so in it, too.
+        `tfamp.set_precision("probe.json")` reaches `unmapped_layers` as well.
         """
-        kept = dict.fromkeys(self.float32_layers)
-        if self.recommended_precision != "float32":
-            kept |= dict.fromkeys(t.layer for t in self.tensors if t.is_float32)
         policy_map = keras.dtype_policies.DTypePolicyMap(
             keras.dtype_policies.get(self.recommended_precision)
         )
         # Several layers of a shared path have one entry.
-        for path in dict.fromkeys(self.policy_paths[layer] for layer in kept):
+        paths = (self.policy_paths[layer] for layer in self._in_float32())
+        for path in dict.fromkeys(path for path in paths if path):
             policy_map[path] = keras.dtype_policies.get("float32")
         return policy_map
+
+    @property
+    def unmapped_layers(self) -> tuple[str, ...]:
+        """Layers to keep in float32 that a `DTypePolicyMap` does not reach."""
+        kept = self._in_float32()
+        return tuple(each for each in kept if not self.policy_paths[each])
+
+    def _in_float32(self) -> dict[str, None]:
+        kept = dict.fromkeys(self.float32_layers)
+        if self.recommended_precision != "float32":
+            kept |= dict.fromkeys(t.layer for t in self.tensors if t.is_float32)
+        return kept
 
     def record(self) -> dict[str, Any]:
         """The report as JSON holds it; see this module's docstring."""
@@ -131,6 +143,7 @@ class ProbeReport:
             "dtype_policy_map": keras.dtype_policies.serialize(
                 self.dtype_policy_map()
             ),
+            "pathless_layers": list(self.unmapped_layers),
             "scales": list(format_losses.SCALES),
             "tensors": [*map(_tensor_record, self.tensors)],
             "unseen_layers": list(self.unseen_layers),
