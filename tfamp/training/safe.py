@@ -14,6 +14,7 @@ from absl import logging
 from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.layers.float8 import float8
+from tfamp.precision import before
 from tfamp.precision import keep_float32 as precision
 from tfamp.precision.maps import reach_pathless
 from tfamp.precision.policy import FLOAT8, last_precision, precision_of
@@ -183,11 +184,13 @@ def _keep(model: keras.Model, keep_float32: bool | str, spec: Any) -> list[str]:
 
 
 def _kept(model: keras.Model, spec: Any) -> list[precision.Float32Layer]:
+    former = before.remember([model, *keras_internals.all_layers(model)])
     try:
         return precision.keep_float32(model)
     except InputError:
         if spec is None:
             raise
+    before.put_back(former)
     # With the sizes of its data; what it says then is the better reason.
     return precision.keep_float32(model, batch=spec)
 
