@@ -26,11 +26,12 @@ class SameShape(layers.Layer):
         return shape
 
 
+@keras.saving.register_keras_serializable(package="mixed")
 class Routed(SameShape):
     """Weighs shares by a float32 mask, as routers of experts do."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.inner = layers.Dense(6)
 
     def call(self, x, training=False):
@@ -41,11 +42,12 @@ class Routed(SameShape):
         return shares
 
 
+@keras.saving.register_keras_serializable(package="mixed")
 class Residual(SameShape):
     """Gives its sublayer the dtype of its weights, which is float32."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.inner = layers.Dense(6, dtype=self.dtype)
 
     def call(self, x):
@@ -86,6 +88,16 @@ def test_what_stock_keras_cannot_call_can_be_called(precision, cls, outputs):
     expected = reference(X, training=True)
     scale = 0.01 * np.abs(expected).max()
     np.testing.assert_allclose(result, expected, rtol=0.02, atol=scale)
+
+
+@pytest.mark.parametrize("cls", [Routed, Residual])
+def test_a_file_of_it_can_be_called(precision, cls, tmp_path):
+    keras.config.set_dtype_policy(precision)
+    model = model_of(cls())
+    keep_float32(model)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(X, training=True), model(X))
 
 
 @pytest.mark.slow

@@ -96,11 +96,12 @@ def keep_float32(
     `tf.linalg`, `tf.image` and the like, and the operators of tensors. Their
     results stay float32 until a product, or the end of the layer, takes them in
     16 bits; what the code made float32 itself stays so. Which layers need it is
-    found by calling the model on placeholders. They stay the same objects, and
-    their class becomes a subclass of their own. In what the model itself
-    overrides of `train_step`, `test_step`, `predict_step` and `compute_loss`
-    they compute in float32 too, and in activity regularizers, whose loss is
-    float32.
+    found by calling the model on placeholders; those whose code mixes float32
+    and 16 bits, which Keras cannot call, are among them. They stay the same
+    objects, and their class becomes a subclass of their own. In what the model
+    itself overrides of `train_step`, `test_step`, `predict_step` and
+    `compute_loss` they compute in float32 too, and in activity regularizers,
+    whose loss is float32.
 
     A `.keras` file keeps all this; `tfamp.load_model` loads it.
     Excepted are layers that a class of your own creates, since your code
