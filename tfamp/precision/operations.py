@@ -127,6 +127,9 @@ FLOAT32 = (
     ),
 )
 
+# Those that multiply no matrices follow another row: an outer product, which
+# adds up nothing, that of a multiplication, a product of vectors that of a
+# sum. See `contractions`.
 PRODUCTS = _row(
     "the hardware multiplies 16 bits and sums in float32",
     "matmul dot einsum tensordot vdot inner outer conv conv1d conv2d conv3d"

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.formats import FORMATS
-from tfamp.precision import regions
+from tfamp.precision import contractions, regions
 from tfamp.precision.meant import (
     DTYPES_16,
     as_meant,
@@ -33,6 +33,9 @@ from tfamp.precision.meant import (
 )
 from tfamp.precision.operations import SEQUENCES
 from tfamp.precision.regions import Region
+
+# A multiplication computes in what its operands have.
+_KINDS = {"product": "product", "sum": "float32", "multiplication": None}
 
 
 def run(region: Region, function: Callable, args, kwargs):
@@ -203,6 +206,8 @@ def _kind(region: Region, name: str, args, kwargs, is_reflected) -> str | None:
     if region.kinds is None or region.dtype is None:
         return None
     kind = region.kinds.get(name)
+    if kind == "product" and not region.is_float32:
+        return _KINDS[contractions.kind(name, args, kwargs, is_reflected)]
     if name in ("divide", "true_divide") and kind == "float32":
         operands = [*args, *kwargs.values()]
         if len(operands) > 1 and not is_reflected:
