@@ -386,7 +386,7 @@ def test_a_subclass_of_attention_is_kept_and_says_it_is_not_saved(precision):
 def test_normalizations_that_are_float32_inside_keep_their_16_bit_result(
     norm, precision
 ):
-    model = functional(norm(name="norm"), layers.Dense(1))
+    model = functional(layers.Dense(4), norm(name="norm"), layers.Dense(1))
     kept = keep_float32(model)
     is_inside = (
         norm is not layers.RMSNormalization

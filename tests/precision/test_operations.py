@@ -388,7 +388,8 @@ def test_fit_of_keras_and_ours_train_with_it():
 
 def test_operations_are_added_and_removed():
     keras.config.set_dtype_policy("mixed_float16")
-    inputs = keras.Input((4,), batch_size=4)
+    # Data in float32 would stay so until a product.
+    inputs = keras.Input((4,), batch_size=4, dtype="float16")
     model = keras.Model(inputs, Code("power", name="code")(inputs))
     kept = keep_float32(
         model, outputs=False, operations={"remove": ["power", "divide"]}

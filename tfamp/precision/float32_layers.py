@@ -130,6 +130,12 @@ def is_switched(layer: keras.layers.Layer) -> bool:
     return type(layer) in _FLOAT32_CLASS.values()
 
 
+def has_float32_step(layer: keras.layers.Layer) -> bool:
+    """Whether a step of a layer is float32, and its result of 16 bits."""
+    activation = getattr(layer, "activation", None)
+    return is_switched(layer) or isinstance(activation, Float32Activation)
+
+
 def switch(layer: keras.layers.Layer) -> bool:
     """Turns a Keras layer in place into its counterpart of this module.
 

@@ -82,12 +82,17 @@ def keep(layer: keras.layers.Layer) -> tuple[str, bool]:
     changed, what = set_float32(layer), WHOLE
     if isinstance(target, _END_WITH_ACTIVATION):
         what = IN_FLOAT32
-    vars(layer)[_KEPT] = what
+    say(layer, what)
     return what, changed
 
 
+def say(layer: keras.layers.Layer, what: str | None) -> None:
+    """Notes on a layer why it became float32; None for nothing."""
+    vars(layer)[_KEPT] = what
+
+
 def kept(layer: keras.layers.Layer) -> str | None:
-    """What `keep` did to a layer that is float32; None if it was so before."""
+    """Why a layer became float32; None if it was so before."""
     return vars(layer).get(_KEPT)
 
 

@@ -17,6 +17,7 @@ from tfamp import keras_internals
 from tfamp.errors import InputError
 from tfamp.precision import (
     before,
+    data_layers,
     float32_layers,
     heads,
     kept_layers,
@@ -230,7 +231,12 @@ def _root(model: keras.Model) -> Place:
 
 def _release(model: keras.Model, places: list[Place]) -> bool:
     layers = [model, *(place.layer for place in places)]
-    return sum(kept_layers.release(each) for each in layers) > 0
+    released = [
+        undo(each)
+        for each in layers
+        for undo in (kept_layers.release, data_layers.release)
+    ]
+    return any(released)
 
 
 def forget_traces(model: keras.Model) -> None:

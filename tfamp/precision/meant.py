@@ -28,6 +28,16 @@ def as_meant(structure):
         return mapped(structure, meant_value)
 
 
+def as_it_is(structure):
+    """Takes what is float32 because of us as float32, for whatever it stood."""
+
+    def plain(value):
+        return value if meant_dtype(value) is None else tf.identity(value)
+
+    with regions.within(None):
+        return mapped(structure, plain)
+
+
 def meant(tensor, dtype: str):
     """The same numbers, to be taken in 16 bits by a product."""
     with regions.within(None):

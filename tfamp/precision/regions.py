@@ -23,11 +23,19 @@ class Seen:
         failed: the innermost layer that raised, or None.
         known: the ids of the model's layers; what code makes on the fly is
             noted of the layer around it. None where all are known.
+        multiply: the ids of layers in which a product ran.
+        take_data: by a layer's id, whether all its calls took numbers of the
+            data, and nothing else; see `raw_data`.
+        compute_on_data: the ids of layers in which other operations than
+            products took such numbers.
     """
 
     operations: dict[int, set[str]] = dataclasses.field(default_factory=dict)
     failed: keras.layers.Layer | None = None
     known: frozenset[int] | None = None
+    multiply: set[int] = dataclasses.field(default_factory=set)
+    take_data: dict[int, bool] = dataclasses.field(default_factory=dict)
+    compute_on_data: set[int] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +64,21 @@ class Region:
     noted: keras.layers.Layer | None = None
     is_step: bool = False
 
+    @property
+    def noting(self) -> keras.layers.Layer:
+        """The layer that what is seen is noted of."""
+        return self.layer if self.noted is None else self.noted
+
     def note(self, name: str) -> None:
         if self.seen is not None:
-            layer = self.layer if self.noted is None else self.noted
-            self.seen.operations.setdefault(id(layer), set()).add(name)
+            self.seen.operations.setdefault(id(self.noting), set()).add(name)
 
     def noted_of(self, inner: keras.layers.Layer) -> keras.layers.Layer:
         """What a layer that is called in here is noted of."""
         known = None if self.seen is None else self.seen.known
         if known is None or id(inner) in known:
             return inner
-        return self.layer if self.noted is None else self.noted
+        return self.noting
 
 
 class _State(threading.local):

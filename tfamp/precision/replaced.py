@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from tfamp import keras_internals
 from tfamp.formats import FORMATS
-from tfamp.precision import contractions, regions
+from tfamp.precision import contractions, raw_data, regions
 from tfamp.precision.meant import (
     DTYPES_16,
+    as_it_is,
     as_meant,
     dtype_name,
     float32_value,
@@ -68,9 +69,9 @@ def operation(
                 row = "square"
             kind = _kind(region, row, args, kwargs, is_reflected)
             if region.is_float32:
-                return _compute_wide(region, kind, function, args, kwargs)
-            if kind == "made":
-                return _make(
+                result = _compute_wide(region, kind, function, args, kwargs)
+            elif kind == "made":
+                result = _make(
                     region,
                     name,
                     function,
@@ -79,7 +80,14 @@ def operation(
                     dtype_position,
                     by_keras,
                 )
-            return _compute(region, row, kind, function, args, kwargs, by_keras)
+            else:
+                result = _compute(
+                    region, row, kind, function, args, kwargs, by_keras
+                )
+            raw_data.see_operation(
+                region, name, kind == "product", (args, kwargs), result
+            )
+            return result
 
     return replacement
 
@@ -117,6 +125,7 @@ def cast_of_keras(name: str, function: Callable) -> Callable:
         result = at_the_door(*args, **kwargs)
         if args and regions.active() is not None:
             mark_rounded(args[0], result)
+        raw_data.see_cast(regions.current(), (args, kwargs), result)
         return result
 
     return replacement
@@ -174,14 +183,17 @@ def layer_call(function: Callable) -> Callable:
             dtype=None if is_left else self.compute_dtype,
             is_float32=False,
         )
+        # A float32 layer may hand on what it was given.
+        ended = as_meant if self.compute_dtype in DTYPES_16 else as_it_is
         with regions.within(inner):
             try:
-                return as_meant(function(self, *args, **kwargs))
+                result = ended(function(self, *args, **kwargs))
             except Exception:
                 seen = region.seen
                 if seen is not None and seen.failed is None:
                     seen.failed = region.noted_of(self)
                 raise
+        return raw_data.see_call(region, self, (args, kwargs), result)
 
     return replacement
 

@@ -14,8 +14,10 @@ from tfamp.errors import InputError
 from tfamp.precision import (
     autocast,
     before,
+    data_layers,
     kept_layers,
     output_layers,
+    raw_data,
     regions,
 )
 from tfamp.precision.layer_paths import Place, walk
@@ -69,6 +71,8 @@ def call(
 
             def run(args, kwargs, seen=seen, training=training):
                 region = regions.Region(model, None, kinds, seen)
+                if kinds is not None:
+                    raw_data.mark_inputs((args, kwargs))
                 with autocast.entered(region):
                     model(*args, **kwargs, training=training)
 
@@ -175,8 +179,15 @@ def _keep_layers(
     for place in places:
         if id(place.layer) in kept:
             _keep_owners(place, places, operations)
+    if seen is not None:
+        for layer in raw_data.carriers([*layers.values()], seen):
+            if _is_16_bit(layer):
+                kept[id(layer)] = (
+                    data_layers.AS_THEY_COME,
+                    data_layers.keep(layer),
+                )
     for layer in layers.values():
-        if _needs_open_door(layer):
+        if _needs_open_door(layer, seen):
             what, new = kept.get(id(layer), ("", False))
             new = kept_layers.open_door(layer, operations) or new
             told = "float inputs reach it as they come"
@@ -254,11 +265,18 @@ def _keep_owners(place: Place, places, operations) -> None:
         owner = None if around is None else around.owner
 
 
-def _needs_open_door(layer: keras.layers.Layer) -> bool:
+def _needs_open_door(
+    layer: keras.layers.Layer, seen: regions.Seen | None
+) -> bool:
     """Whether the 16 bits of its inputs would reach more than products."""
     if kept_layers.is_open(layer):
         return True
-    if not (layer.autocast and is_of_users(layer) and _is_16_bit(layer)):
+    if not (layer.autocast and _is_16_bit(layer)):
+        return False
+    is_own = is_of_users(layer)
+    if seen is not None and raw_data.needs_open_door(layer, seen, is_own):
+        return True
+    if not is_own:
         return False
     return kept_layers.is_kept(layer) or (
         isinstance(layer, keras.Model)

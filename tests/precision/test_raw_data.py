@@ -1,0 +1,236 @@
+"""Numbers of the data stay float32 until a product takes them."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+import tfamp
+from tfamp.precision.keep_float32 import keep_float32
+
+# 16 bits know every second of them, or every eighth.
+YEARS = np.arange(2000, 2064, dtype="float32").reshape(16, 4)
+PRECISIONS = ("mixed_float16", "mixed_bfloat16")
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Code(layers.Layer):
+    """A layer of somebody else, which has no weights."""
+
+    def __init__(self, code="first columns", **kwargs):
+        super().__init__(**kwargs)
+        self.code = code
+
+    def call(self, x):
+        return CODE[self.code](x)
+
+    def get_config(self):
+        return {**super().get_config(), "code": self.code}
+
+
+CODE = {
+    "first columns": lambda x: x[:, :2],
+    "difference": lambda x: x[:, 1:] - x[:, :-1],
+    "since": lambda x: (x - 2030) / 32,
+    "order": lambda x: ops.one_hot(ops.argmax(x, -1), 4),
+    "after": lambda x: ops.cast(x > 2033, x.dtype),
+    "where": lambda x: ops.where(x < 2033, 0.0, 1.0),
+    "sorted": lambda x: ops.diff(ops.sort(x, -1), axis=-1),
+    "top": lambda x: ops.one_hot(ops.top_k(x, 1)[1], 4),
+    "decade": lambda x: ops.floor_divide(x, 10.0) - 200,
+    "leap": lambda x: ops.cast(ops.mod(x, 4) < 1, x.dtype),
+    "tf": lambda x: tf.gather(tf.eye(64), tf.cast(x, "int32") - 2000),
+}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Weighted(layers.Layer):
+    """It has a weight, multiplies, and does more with its inputs than that."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 3))
+
+    def call(self, x):
+        return ops.matmul(x - 2030, self.kernel)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Around(layers.Layer):
+    """A layer around others, which takes their inputs first."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flat = layers.Flatten()
+        self.norm = layers.BatchNormalization()
+        self.dense = layers.Dense(3)
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.dense.build(shape)
+
+    def call(self, x, training=False):
+        return self.dense(self.norm(self.flat(x), training=training))
+
+
+def normalization():
+    layer = layers.Normalization()
+    layer.adapt(YEARS)
+    return layer
+
+
+MOVERS = {
+    "Flatten": layers.Flatten,
+    "Reshape": lambda: layers.Reshape((2, 2)),
+    "Identity": layers.Identity,
+    "Dropout": lambda: layers.Dropout(0.0),
+    "Lambda": lambda: layers.Lambda(lambda x: x[:, ::-1]),
+    "ZeroPadding1D": lambda: layers.TimeDistributed(layers.RepeatVector(1)),
+    "RepeatVector": lambda: layers.RepeatVector(2),
+    "Activation": lambda: layers.Activation("relu"),
+    "own": lambda: Code("first columns"),
+    "two": lambda: keras.Sequential([layers.Reshape((4, 1)), layers.Flatten()]),
+}
+TAKERS = {
+    "Normalization": lambda: layers.Normalization(mean=2031.5, variance=341.0),
+    "BatchNormalization": layers.BatchNormalization,
+    "Rescaling": lambda: layers.Rescaling(1 / 32, -2030 / 32),
+    "Embedding": lambda: layers.Embedding(2100, 3),
+    "Discretization": lambda: layers.Discretization(
+        bin_boundaries=[*np.arange(2000.5, 2064)], output_mode="one_hot"
+    ),
+    "own": lambda: Code("since"),
+}
+STACKS = {
+    **{f"{name} alone": [make] for name, make in TAKERS.items()},
+    **{
+        f"{first} {second}": [MOVERS[first], TAKERS[second]]
+        for first, second in itertools.product(MOVERS, TAKERS)
+    },
+    **{f"own {name}": [lambda name=name: Code(name)] for name in CODE},
+    "adapted": [layers.Flatten, normalization],
+    "own with weights": [Weighted],
+    "own with weights, moved": [layers.Flatten, Weighted],
+    "own around others": [Around],
+}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    def __init__(self, parts, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = parts
+
+    def call(self, x, training=False):
+        for part in self.parts:
+            if isinstance(part, layers.BatchNormalization | Around):
+                x = part(x, training=training)
+            else:
+                x = part(x)
+        return x
+
+
+def built(stack, kind):
+    # The same weights in each precision.
+    keras.utils.set_random_seed(0)
+    parts = [make() for make in STACKS[stack]]
+    parts += [layers.Flatten(), layers.Dense(3)]
+    inputs = keras.Input((4,))
+    if kind == "subclassed":
+        model = Subclassed(parts)
+        model(inputs)
+        return model
+    outputs = inputs
+    for part in parts:
+        outputs = part(outputs)
+    model = keras.Model(inputs, outputs)
+    if kind == "nested":
+        outer = keras.Input((4,))
+        model = keras.Model(outer, model(outer))
+    return model
+
+
+def numbers(model):
+    return np.asarray(ops.cast(model(YEARS, training=True), "float32"))
+
+
+def test_stock_keras_rounds_them():
+    keras.config.set_dtype_policy("float32")
+    right = numbers(built("Flatten BatchNormalization", "functional"))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    stock = numbers(built("Flatten BatchNormalization", "functional"))
+    assert np.linalg.norm(stock - right) > 0.1 * np.linalg.norm(right)
+
+
+SOME = [
+    ("Flatten Normalization", "functional", "mixed_bfloat16"),
+    ("Identity BatchNormalization", "subclassed", "mixed_float16"),
+    ("Reshape Embedding", "nested", "mixed_bfloat16"),
+    ("Rescaling alone", "functional", "mixed_bfloat16"),
+    ("own since", "functional", "mixed_float16"),
+    ("own order", "subclassed", "mixed_bfloat16"),
+    ("own with weights, moved", "functional", "mixed_bfloat16"),
+    ("own around others", "functional", "mixed_bfloat16"),
+]
+ALL = itertools.product(
+    STACKS, ("functional", "subclassed", "nested"), PRECISIONS
+)
+
+
+@pytest.mark.parametrize(
+    ("stack", "kind", "precision"),
+    [
+        pytest.param(*each, marks=[] if each in SOME else [pytest.mark.long])
+        for each in ALL
+    ],
+)
+def test_they_reach_the_first_product_as_they_come(stack, kind, precision):
+    keras.config.set_dtype_policy("float32")
+    right = numbers(built(stack, kind))
+    keras.config.set_dtype_policy(precision)
+    model = built(stack, kind)
+    keep_float32(model)
+    rounding = 2.0**-8 if precision == "mixed_bfloat16" else 2.0**-11
+    error = np.linalg.norm(numbers(model) - right)
+    assert error < 2 * rounding * np.linalg.norm(right)
+    assert not [each for each in keep_float32(model) if each.changed]
+
+
+def test_a_file_keeps_it_and_it_is_undone(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = built("Flatten BatchNormalization", "functional")
+    before = {each.name: each.compute_dtype for each in model.layers}
+    keep_float32(model)
+    model.save(tmp_path / "m.keras")
+    loaded = tfamp.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(numbers(loaded), numbers(model))
+    keep_float32(model, outputs=False, operations=False)
+    after = {each.name: each.compute_dtype for each in model.layers}
+    # Not the output, which is no operation.
+    assert list(after.items())[:-1] == list(before.items())[:-1]
+
+
+def test_what_only_multiplies_and_what_comes_later_stay_as_they_are():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    inputs = keras.Input((4,))
+    x = layers.Dense(4)(inputs)
+    for each in (layers.Flatten(), layers.BatchNormalization(), Code("since")):
+        x = each(x)
+    # Of the data and of what is computed, by one layer.
+    shared = layers.ReLU()
+    x = layers.Add()([shared(x), shared(inputs)])
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    changed = [each for each in keep_float32(model) if each.changed]
+    assert [each.path for each in changed] == [model.layers[-1].name]
+
+
+def test_training_goes_on_in_float32_of_the_data():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = built("Flatten BatchNormalization", "functional")
+    model.compile("sgd", "mse")
+    data = tf.data.Dataset.from_tensors((YEARS, YEARS[:, :3] - 2030)).repeat(2)
+    tfamp.fit(model, data, verbose=0)
+    moving = model.get_layer(index=2).moving_mean
+    np.testing.assert_allclose(moving, YEARS.mean(0) * (1 - 0.99**2), rtol=1e-4)
