@@ -16,7 +16,7 @@ YEARS = np.arange(2000, 2064, dtype="float32").reshape(16, 4)
 PRECISIONS = ("mixed_float16", "mixed_bfloat16")
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="raw_data")
 class Code(layers.Layer):
     """A layer of somebody else, which has no weights."""
 
@@ -46,7 +46,7 @@ CODE = {
 }
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="raw_data")
 class Weighted(layers.Layer):
     """It has a weight, multiplies, and does more with its inputs than that."""
 
@@ -57,7 +57,7 @@ class Weighted(layers.Layer):
         return ops.matmul(x - 2030, self.kernel)
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="raw_data")
 class Around(layers.Layer):
     """A layer around others, which takes their inputs first."""
 
@@ -117,7 +117,7 @@ STACKS = {
 }
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="raw_data")
 class Subclassed(keras.Model):
     def __init__(self, parts, **kwargs):
         super().__init__(**kwargs)
@@ -224,6 +224,29 @@ def test_what_only_multiplies_and_what_comes_later_stay_as_they_are():
     model = keras.Model(inputs, layers.Dense(2)(x))
     changed = [each for each in keep_float32(model) if each.changed]
     assert [each.path for each in changed] == [model.layers[-1].name]
+
+
+def test_layers_before_a_product_are_left_where_rounding_is_the_same():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    inputs = keras.Input((4,))
+    moved = layers.Reshape((2, 2), name="moved")(inputs)
+    moved = layers.ReLU(name="cut")(layers.Flatten(name="flat")(moved))
+    other = layers.Reshape((4, 1), name="other")(inputs)
+    scaled = layers.Rescaling(0.1, name="scaled")(other)
+    both = layers.Dense(3)(moved), layers.Conv1D(3, 4)(scaled)
+    model = keras.Model(inputs, [layers.Dense(2)(each) for each in both])
+    changed = {each.path for each in keep_float32(model) if each.changed}
+    heads = {each.name for each in model.layers[-2:]}
+    assert changed == {"other", "scaled", *heads}
+
+
+def test_an_output_that_is_data_is_returned_as_it_came():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    inputs = keras.Input((4,))
+    flat = layers.Flatten()(inputs)
+    model = keras.Model(inputs, [flat, layers.Dense(2)(flat)])
+    keep_float32(model)
+    np.testing.assert_array_equal(model(YEARS)[0], YEARS)
 
 
 def test_training_goes_on_in_float32_of_the_data():

@@ -1,13 +1,14 @@
 """Numbers of the data on their way to the first product.
 
 Years, ids and prices are no numbers of 16 bits, and every layer rounds what it
-takes, one that only moves them too. So they stay float32 until a product takes
-them: layers that neither multiply matrices nor have weights of 16 bits become
-float32, and others take the data as they come, where they do more with them
-than multiply.
+takes, one that only moves them too. Where more is done with them than multiply
+matrices, they are to come to it in float32: layers on the way that neither
+multiply nor have weights become float32, and others take the data as they
+come.
 
 Which layers those are shows while a model is called on placeholders: its float
-inputs are marked, and so is what is made of them alone.
+inputs are marked, and so is what is made of them alone. A mark says through
+which layers the numbers went.
 """
 
 from typing import Any
@@ -22,36 +23,32 @@ from tfamp.precision.meant import DTYPES_16, dtype_name, leaves_of, mapped
 from tfamp.precision.regions import Region, Seen
 
 _MARK = "_tfamp_raw_data"
-# Of Keras's normalizations the others take them as they come.
-_ROUND_THEIR_INPUTS = (keras.layers.BatchNormalization,)
+# Rounding before them and after them is the same.
+_MOVING = (
+    *("array", "broadcast_to", "cast", "concat", "concatenate", "copy"),
+    *("convert_to_tensor", "crop_images", "dropout", "expand_dims", "flip"),
+    *("gather", "getitem", "identity", "max_pool", "moveaxis", "pad", "ravel"),
+    *("relu", "repeat", "reshape", "reverse", "roll", "rot90", "shuffle"),
+    *("slice", "split", "squeeze", "stack", "stop_gradient", "swapaxes"),
+    *("take", "take_along_axis", "tile", "transpose", "unstack"),
+)
 
 
 def mark_inputs(structure: Any) -> None:
     """Marks what a model takes; 16 bits are what they are already."""
-    mark([leaf for leaf in leaves_of(structure) if not _has_16_bits(leaf)])
+    wide = [leaf for leaf in leaves_of(structure) if not _has_16_bits(leaf)]
+    _mark(wide, frozenset())
 
 
-def mark(structure: Any) -> None:
-    """Marks floats as numbers of the data."""
-    for leaf in leaves_of(structure):
-        if _is_float(leaf):
-            setattr(leaf, _MARK, True)
-
-
-def are_marked(structure: Any, some: bool = False) -> bool:
-    """Whether there are floats among the leaves, and all, or some, marked."""
-    marks = [
-        getattr(leaf, _MARK, False)
-        for leaf in leaves_of(structure)
-        if _is_float(leaf) or isinstance(leaf, keras.Variable)
-    ]
-    return bool(marks) and (any(marks) if some else all(marks))
+def see_outputs(seen: Seen, structure: Any) -> None:
+    """Notes that a model returns what it does."""
+    seen.round_data.update(_way(structure))
 
 
 def see_cast(region: Region | None, arguments: Any, result: Any) -> None:
     """Notes what a layer rounds before its own code runs."""
-    if region is not None and region.seen is not None and are_marked(arguments):
-        mark(result)
+    if region is not None and region.seen is not None and _is_data(arguments):
+        _mark(result, _way(arguments))
 
 
 def see_operation(
@@ -61,16 +58,14 @@ def see_operation(
     seen = region.seen
     if seen is None:
         return
-    key = id(region.noting)
     if is_product:
-        seen.multiply.add(key)
-        return
-    if not are_marked(arguments, some=True):
-        return
-    if name != "convert_to_tensor":
-        seen.compute_on_data.add(key)
-    if are_marked(arguments):
-        mark(result)
+        seen.multiply.add(id(region.noting))
+    elif _is_data(arguments, some=True):
+        # Ids are made by a cast too.
+        if name not in _MOVING or not any(map(_is_float, leaves_of(result))):
+            seen.round_data.update(_way(arguments), [id(region.noting)])
+        if _is_data(arguments):
+            _mark(result, _way(arguments))
 
 
 def see_call(
@@ -79,20 +74,25 @@ def see_call(
     """Notes what a layer, which has been called in a region, takes.
 
     Returns:
-        Its result, in float32 where the layer is to be.
+        Its result, in float32 where the layer may become that.
     """
     seen = region.seen
     if seen is None:
         return result
-    key = id(layer)
+    key, way = id(layer), _way(arguments)
     if key in seen.multiply:
         seen.multiply.add(id(region.noting))
-    takes_data = are_marked(arguments)
+    takes_data = _is_data(arguments)
     seen.take_data[key] = takes_data and seen.take_data.get(key, True)
-    if not takes_data or not _carries(layer, seen):
+    if not takes_data or isinstance(layer, keras.Model):
+        return result
+    if not _carries(layer, seen):
+        if not (layer.autocast and _is_16_bit(layer)):
+            # It rounds nothing, and what it computes is not looked at.
+            seen.round_data.update(way)
         return result
     result = mapped(result, _in_float32)
-    mark(result)
+    _mark(result, way | {key})
     return result
 
 
@@ -103,36 +103,33 @@ def carriers(
     return [
         layer
         for layer in layers
-        if seen.take_data.get(id(layer)) and _carries(layer, seen)
+        if _rounds_data(layer, seen)
+        and not isinstance(layer, keras.Model)
+        and _carries(layer, seen)
     ]
 
 
-def needs_open_door(
-    layer: keras.layers.Layer, seen: Seen, is_own: bool
-) -> bool:
-    """Whether a layer with weights or products does more with the data.
-
-    Args:
-        layer: a layer that rounds what it takes.
-        seen: what a call of the model showed.
-        is_own: whether its class is neither Keras's nor ours.
-    """
+def needs_open_door(layer: keras.layers.Layer, seen: Seen) -> bool:
+    """Whether a layer with weights or products needs the data as they come."""
     if not seen.take_data.get(id(layer)):
         return False
-    if not is_own:
-        return isinstance(layer, _ROUND_THEIR_INPUTS)
     inner = keras_internals.sublayers(layer)
-    return id(layer) in seen.compute_on_data or any(
+    return _rounds_data(layer, seen) or any(
         not _is_16_bit(each) for each in inner
     )
 
 
+def _rounds_data(layer: keras.layers.Layer, seen: Seen) -> bool:
+    key = id(layer)
+    return seen.take_data.get(key, False) and key in seen.round_data
+
+
 def _carries(layer: keras.layers.Layer, seen: Seen) -> bool:
+    """Whether a layer may be float32 as a whole at no cost."""
     if (
         not layer.autocast
-        or isinstance(layer, keras.Model)
         or id(layer) in seen.multiply
-        or isinstance(layer, (keras.layers.Masking, *_ROUND_THEIR_INPUTS))
+        or isinstance(layer, keras.layers.Masking)
     ):
         return False
     return not any(
@@ -150,6 +147,30 @@ def _has_own_floats(layer: keras.layers.Layer) -> bool:
         keras.backend.is_float_dtype(each.dtype)
         for each in layer.variables
         if id(each) not in of_others
+    )
+
+
+def _mark(structure: Any, way: frozenset[int]) -> None:
+    for leaf in leaves_of(structure):
+        if _is_float(leaf):
+            setattr(leaf, _MARK, way)
+
+
+def _is_data(structure: Any, some: bool = False) -> bool:
+    """Whether there are floats among the leaves, and all, or some, marked."""
+    marks = [
+        hasattr(leaf, _MARK)
+        for leaf in leaves_of(structure)
+        if _is_float(leaf) or isinstance(leaf, keras.Variable)
+    ]
+    return bool(marks) and (any(marks) if some else all(marks))
+
+
+def _way(structure: Any) -> frozenset[int]:
+    """The ids of the layers that numbers of the data went through."""
+    empty: frozenset[int] = frozenset()
+    return empty.union(
+        *(getattr(leaf, _MARK, empty) for leaf in leaves_of(structure))
     )
 
 

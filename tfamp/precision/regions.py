@@ -26,8 +26,8 @@ class Seen:
         multiply: the ids of layers in which a product ran.
         take_data: by a layer's id, whether all its calls took numbers of the
             data, and nothing else; see `raw_data`.
-        compute_on_data: the ids of layers in which other operations than
-            products took such numbers.
+        round_data: the ids of layers whose rounding such numbers would not
+            bear: they compute with them, or hand them on to what does.
     """
 
     operations: dict[int, set[str]] = dataclasses.field(default_factory=dict)
@@ -35,7 +35,7 @@ class Seen:
     known: frozenset[int] | None = None
     multiply: set[int] = dataclasses.field(default_factory=set)
     take_data: dict[int, bool] = dataclasses.field(default_factory=dict)
-    compute_on_data: set[int] = dataclasses.field(default_factory=set)
+    round_data: set[int] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(frozen=True)

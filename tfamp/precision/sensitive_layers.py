@@ -30,6 +30,10 @@ _FLOAT32_IN_KERAS = frozenset(
 )
 
 
+# Of Keras's normalizations the others take their inputs as they come.
+_ROUND_THEIR_INPUTS = (keras.layers.BatchNormalization,)
+
+
 class CannotBeCalled(InputError):
     """A model that could be called before cannot be called after."""
 
@@ -74,7 +78,8 @@ def call(
                 if kinds is not None:
                     raw_data.mark_inputs((args, kwargs))
                 with autocast.entered(region):
-                    model(*args, **kwargs, training=training)
+                    result = model(*args, **kwargs, training=training)
+                raw_data.see_outputs(seen, result)
 
             try:
                 keras_internals.run_symbolically(run, args, kwargs)
@@ -273,11 +278,10 @@ def _needs_open_door(
         return True
     if not (layer.autocast and _is_16_bit(layer)):
         return False
-    is_own = is_of_users(layer)
-    if seen is not None and raw_data.needs_open_door(layer, seen, is_own):
-        return True
-    if not is_own:
+    if not (is_of_users(layer) or isinstance(layer, _ROUND_THEIR_INPUTS)):
         return False
+    if seen is not None and raw_data.needs_open_door(layer, seen):
+        return True
     return kept_layers.is_kept(layer) or (
         isinstance(layer, keras.Model)
         and has_call(layer)
