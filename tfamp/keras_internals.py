@@ -1519,6 +1519,24 @@ def is_made_in_scope(model: keras.Model) -> bool:
     return model._distribute_strategy is not None
 
 
+def input_dtype(model: keras.Layer) -> str | None:
+    """What a Sequential casts its inputs to; None for what is none.
+
+    A Sequential without an Input of its own gets one in the compute dtype of
+    its first layer, so that ids and raw columns are rounded before that layer.
+    """
+    if not isinstance(model, keras.Sequential) or not model.built:
+        return None
+    functional = model._functional
+    return None if functional is None else functional._inputs[0].dtype
+
+
+def set_input_dtype(model: keras.Sequential, dtype: str) -> None:
+    """Sets it. The tensor reads it at each call, the layer tells it a file."""
+    tensor = model._functional._inputs[0]
+    tensor._dtype = tensor._keras_history.operation._dtype = dtype
+
+
 def mark(model: keras.Model, name: str) -> None:
     """Notes on a model that something was done; no file keeps the note."""
     object.__setattr__(model, f"_{name}", True)

@@ -56,7 +56,8 @@ def mlp(rng):
 
 
 def convolutional(rng):
-    inputs = x = keras.Input(IMAGES.shape[1:])
+    inputs = keras.Input(IMAGES.shape[1:])
+    x = layers.Conv2D(4, 3, padding="same")(inputs)
     for block in rng.choice(BLOCKS, size=rng.integers(2, 6)):
         x = block(x, rng)
     return inputs, layers.GlobalAveragePooling2D()(x)

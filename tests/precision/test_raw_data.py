@@ -75,8 +75,7 @@ class Around(layers.Layer):
         return self.dense(self.norm(self.flat(x), training=training))
 
 
-def normalization():
-    layer = layers.Normalization()
+def adapted(layer):
     layer.adapt(YEARS)
     return layer
 
@@ -87,14 +86,13 @@ MOVERS = {
     "Identity": layers.Identity,
     "Dropout": lambda: layers.Dropout(0.0),
     "Lambda": lambda: layers.Lambda(lambda x: x[:, ::-1]),
-    "ZeroPadding1D": lambda: layers.TimeDistributed(layers.RepeatVector(1)),
     "RepeatVector": lambda: layers.RepeatVector(2),
     "Activation": lambda: layers.Activation("relu"),
     "own": lambda: Code("first columns"),
     "two": lambda: keras.Sequential([layers.Reshape((4, 1)), layers.Flatten()]),
 }
 TAKERS = {
-    "Normalization": lambda: layers.Normalization(mean=2031.5, variance=341.0),
+    "Normalization": lambda: adapted(layers.Normalization(axis=None)),
     "BatchNormalization": layers.BatchNormalization,
     "Rescaling": lambda: layers.Rescaling(1 / 32, -2030 / 32),
     "Embedding": lambda: layers.Embedding(2100, 3),
@@ -110,7 +108,7 @@ STACKS = {
         for first, second in itertools.product(MOVERS, TAKERS)
     },
     **{f"own {name}": [lambda name=name: Code(name)] for name in CODE},
-    "adapted": [layers.Flatten, normalization],
+    "of columns": [layers.Flatten, lambda: adapted(layers.Normalization())],
     "own with weights": [Weighted],
     "own with weights, moved": [layers.Flatten, Weighted],
     "own around others": [Around],
@@ -247,6 +245,31 @@ def test_an_output_that_is_data_is_returned_as_it_came():
     model = keras.Model(inputs, [flat, layers.Dense(2)(flat)])
     keep_float32(model)
     np.testing.assert_array_equal(model(YEARS)[0], YEARS)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_sequential_without_an_input_of_its_own(precision, tmp_path):
+    keras.config.set_dtype_policy(precision)
+    ids = np.array([[255, 257, 259, 2049, 2051]], "int32")
+    embedding = layers.Embedding(3000, 4)
+    model = keras.Sequential([embedding, layers.Flatten()])
+    # Keras made an Input in the dtype of the first layer.
+    assert model(ids).dtype.name in precision
+    right = embedding.embeddings.numpy()[ids].reshape(1, -1)
+    assert np.abs(np.asarray(ops.cast(model(ids), "float32")) - right).max() > (
+        1e-3
+    )
+    changed = [each for each in keep_float32(model) if each.changed]
+    assert changed[0].path == model.name
+    model.save(tmp_path / "m.keras")
+    for each in (model, tfamp.load_model(tmp_path / "m.keras")):
+        np.testing.assert_allclose(each(ids), right, rtol=2.0**-8)
+    nested = keras.Sequential([layers.Rescaling(1.0, -2000.0)])
+    nested(YEARS)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(nested(inputs)))
+    keep_float32(model)
+    np.testing.assert_array_equal(nested(YEARS), YEARS - 2000)
 
 
 def test_training_goes_on_in_float32_of_the_data():

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import keras
 
+from tfamp import keras_internals
 from tfamp.precision import kept_layers
 from tfamp.precision.product_policy import policy_of
 
@@ -16,6 +17,7 @@ class _Layer:
     policy: keras.dtype_policies.DTypePolicy
     activation: object
     is_open: bool
+    input_dtype: str | None
 
 
 def remember(layers: Iterable[keras.layers.Layer]) -> list[_Layer]:
@@ -27,6 +29,7 @@ def remember(layers: Iterable[keras.layers.Layer]) -> list[_Layer]:
             policy_of(layer),
             vars(layer).get("activation"),
             kept_layers.is_open(layer),
+            keras_internals.input_dtype(layer),
         )
         for layer in layers
     ]
@@ -39,6 +42,8 @@ def put_back(remembered: Iterable[_Layer]) -> None:
         if kept_layers.is_open(layer) and not each.is_open:
             kept_layers.release(layer)
         layer.__class__ = each.cls
+        if each.input_dtype is not None:
+            keras_internals.set_input_dtype(layer, each.input_dtype)
         if policy_of(layer) != each.policy:
             layer.dtype_policy = each.policy
             if isinstance(layer, keras.layers.Normalization) and layer.built:
