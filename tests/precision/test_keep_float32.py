@@ -659,6 +659,8 @@ def test_chosen_layers_compute_in_float32_as_a_whole(
         model, wanted(model) if callable(wanted) else wanted, outputs=False
     )
     assert reasons(kept) == {
+        # It has no Input of its own, and Keras's rounds what it takes.
+        "block": "inputs as they come, ids among them",
         "block/a": "chosen by the caller",
         "block/b": "chosen by the caller",
     }

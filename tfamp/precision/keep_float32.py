@@ -164,7 +164,9 @@ def keep_float32(
         return []
     keras_internals.mark(model, "tfamp_had_16_bits")
     former = before.remember([model, *(place.layer for place in places)])
-    kept = {id(model): _keep_input(model)}
+    kept: dict[int, tuple[str | None, bool]] = {}
+    if data_layers.keep_input(model):
+        kept[id(model)] = (data_layers.INPUTS, True)
     for place in places:
         if any(place.layer is each for each in chosen):
             kept[id(place.layer)] = _keep_whole(place.layer)
@@ -341,7 +343,7 @@ def _keep_whole(layer) -> tuple[str | None, bool]:
 def _keep_inside(layer, *, keeps_operations: bool) -> tuple[str | None, bool]:
     """Keeps what is sensitive in a layer, its result in 16 bits."""
     if isinstance(layer, keras.Model):
-        return _keep_input(layer)
+        return None, False
     if not _is_16_bit(layer):
         return _by_policy(layer)
     if isinstance(layer, _FLOAT32_INSIDE):
@@ -389,14 +391,6 @@ def _keep_inside(layer, *, keeps_operations: bool) -> tuple[str | None, bool]:
         layer.activation = Float32Activation(activation, cast_back=True)
     name = activation.__name__
     return f"{name} in float32, the rest in 16 bits", not is_kept
-
-
-def _keep_input(model: keras.Model) -> tuple[str | None, bool]:
-    """Lets a Sequential without an Input take its inputs as they come."""
-    if keras_internals.input_dtype(model) not in DTYPES_16:
-        return None, False
-    keras_internals.set_input_dtype(model, "float32")
-    return "inputs as they come, ids among them", True
 
 
 def _by_policy(layer) -> tuple[str | None, bool]:

@@ -83,6 +83,8 @@ def see_call(
     if key in seen.multiply:
         seen.multiply.add(id(region.noting))
     takes_data = _is_data(arguments)
+    takes_wide = takes_data or not any(map(_is_float, leaves_of(arguments)))
+    seen.take_wide[key] = takes_wide and seen.take_wide.get(key, True)
     seen.take_data[key] = takes_data and seen.take_data.get(key, True)
     if not takes_data or isinstance(layer, keras.Model):
         return result

@@ -26,6 +26,8 @@ class Seen:
         multiply: the ids of layers in which a product ran.
         take_data: by a layer's id, whether all its calls took numbers of the
             data, and nothing else; see `raw_data`.
+        take_wide: by a layer's id, whether none of its calls took other floats
+            than such numbers.
         round_data: the ids of layers whose rounding such numbers would not
             bear: they compute with them, or hand them on to what does.
     """
@@ -35,6 +37,7 @@ class Seen:
     known: frozenset[int] | None = None
     multiply: set[int] = dataclasses.field(default_factory=set)
     take_data: dict[int, bool] = dataclasses.field(default_factory=dict)
+    take_wide: dict[int, bool] = dataclasses.field(default_factory=dict)
     round_data: set[int] = dataclasses.field(default_factory=set)
 
 

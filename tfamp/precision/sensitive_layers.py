@@ -185,6 +185,9 @@ def _keep_layers(
         if id(place.layer) in kept:
             _keep_owners(place, places, operations)
     if seen is not None:
+        for key, layer in layers.items():
+            if seen.take_wide.get(key) and data_layers.keep_input(layer):
+                kept[key] = (data_layers.INPUTS, True)
         for layer in raw_data.carriers([*layers.values()], seen):
             if _is_16_bit(layer):
                 kept[id(layer)] = (
