@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
+from tfamp import keras_internals
 from tfamp.analysis.lint.findings import (
     DTYPES_16,
     ERROR,
@@ -18,6 +19,8 @@ from tfamp.analysis.lint.ops import ARITHMETIC, MOVES, PRODUCTS
 from tfamp.analysis.lint.trace import ForwardTrace
 from tfamp.analysis.lint.view import View
 from tfamp.checkpoint.frozen import frozen_weights
+from tfamp.formats import FORMATS
+from tfamp.precision.heads import has_products_only
 from tfamp.precision.layer_paths import Place
 
 WEIGHTS_IN_16_BITS = Rule(
@@ -37,8 +40,9 @@ FROZEN_BATCH_NORM = Rule(
 )
 ROUNDED_INPUTS = Rule(
     "rounded-inputs",
-    "A layer that normalizes raw inputs computes in 16 bits: inputs, mean and "
-    "variance are rounded before they are subtracted.",
+    "Raw inputs are rounded to 16 bits before a layer that needs them exact: "
+    "one that normalizes them, or an embedding of ids in a Sequential without "
+    "an Input.",
 )
 RULES = (WEIGHTS_IN_16_BITS, UNALIGNED_SIZE, FROZEN_BATCH_NORM, ROUNDED_INPUTS)
 
@@ -86,6 +90,7 @@ def check(view: View) -> Iterator[Finding]:
     """Findings about single layers."""
     yield from _check_weights(view)
     yield from _check_sizes(view)
+    yield from _check_doors(view)
     for place in view.places:
         if (
             isinstance(place.layer, keras.layers.Normalization)
@@ -106,6 +111,31 @@ def check(view: View) -> Iterator[Finding]:
             and not place.layer.trainable
         ):
             yield from _check_frozen(view, place)
+
+
+def _check_doors(view: View) -> Iterator[Finding]:
+    inner = [(place.layer, place.path) for place in view.places]
+    for model, path in [(view.model, view.model.name), *inner]:
+        dtype = keras_internals.input_dtype(model)
+        if dtype not in DTYPES_16:
+            continue
+        first = model.layers[0]
+        takes_ids = isinstance(first, keras.layers.Embedding)
+        # Within a model its inputs may have 16 bits already.
+        if not takes_ids and (
+            model is not view.model or has_products_only(first)
+        ):
+            continue
+        exact = 2 ** (FORMATS[dtype].mantissa_bits + 1)
+        yield Finding(
+            ROUNDED_INPUTS.name,
+            ERROR if takes_ids else WARNING,
+            path,
+            f"A Sequential without an Input rounds what it takes to {dtype}, "
+            f"which knows each whole number up to {exact}: "
+            f"{'ids' if takes_ids else 'inputs'} beyond are others.",
+            "kept = tfamp.keep_float32(model)",
+        )
 
 
 def _check_weights(view: View) -> Iterator[Finding]:
