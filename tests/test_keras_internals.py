@@ -891,3 +891,24 @@ def test_what_a_file_would_load_as_it_was_quantized_is_known():
     every = keras_internals.all_layers(model)
     assert [every[i].path for i in lost] == ["making/dense"]
     assert sum(each.quantization_mode == "int8" for each in every) == 6
+
+
+def test_a_sequential_without_an_input_rounds_to_its_first_layers_dtype(
+    tmp_path,
+):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    x = np.array([[257.0]], "float32")
+    model = keras.Sequential([layers.Identity(dtype="mixed_bfloat16")])
+    assert keras_internals.input_dtype(model) is None
+    model(x)
+    assert keras_internals.input_dtype(model) == "bfloat16"
+    model.layers[0].dtype_policy = "float32"
+    np.testing.assert_array_equal(model(x), [[256.0]])
+    keras_internals.set_input_dtype(model, "float32")
+    np.testing.assert_array_equal(model(x), x)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert keras_internals.input_dtype(loaded) == "float32"
+    own = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
+    assert keras_internals.input_dtype(own) == "float32"
+    assert keras_internals.input_dtype(layers.Dense(1)) is None
