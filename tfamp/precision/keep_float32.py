@@ -92,6 +92,11 @@ def keep_float32(
     calling this again changes nothing. Layers that compute in float32 or
     float64 already are left alone.
 
+    Numbers of the data reach unrounded what does more with them than multiply
+    matrices: layers on their way that neither multiply nor have weights become
+    float32, and others take their inputs as they come. So does a Sequential
+    without an Input, which Keras gives one of 16 bits.
+
     So do sensitive operations (`tfamp.precision.operations` is the table) in
     the code of any layer: `keras.ops`, functions of `tf`, `tf.math`, `tf.nn`,
     `tf.linalg`, `tf.image` and the like, and the operators of tensors. Their
