@@ -75,6 +75,22 @@ class Around(layers.Layer):
         return self.dense(self.norm(self.flat(x), training=training))
 
 
+@keras.saving.register_keras_serializable(package="raw_data")
+class AroundOne(layers.Layer):
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+        self.dense = layers.Dense(3)
+
+    def build(self, shape):
+        if not self.inner.built:
+            self.inner.build(shape)
+        self.dense.build(shape)
+
+    def call(self, x, training=False):
+        return self.dense(self.inner(x, training=training))
+
+
 def adapted(layer):
     layer.adapt(YEARS)
     return layer
@@ -108,6 +124,14 @@ STACKS = {
         for first, second in itertools.product(MOVERS, TAKERS)
     },
     **{f"own {name}": [lambda name=name: Code(name)] for name in CODE},
+    "of columns alone": [lambda: adapted(layers.Normalization())],
+    "around one": [lambda: AroundOne(layers.BatchNormalization())],
+    "of steps": [
+        lambda: layers.Reshape((4, 1)),
+        lambda: layers.TimeDistributed(
+            adapted(layers.Normalization(axis=None))
+        ),
+    ],
     "of columns": [layers.Flatten, lambda: adapted(layers.Normalization())],
     "own with weights": [Weighted],
     "own with weights, moved": [layers.Flatten, Weighted],
@@ -123,7 +147,7 @@ class Subclassed(keras.Model):
 
     def call(self, x, training=False):
         for part in self.parts:
-            if isinstance(part, layers.BatchNormalization | Around):
+            if isinstance(part, layers.BatchNormalization | Around | AroundOne):
                 x = part(x, training=training)
             else:
                 x = part(x)
@@ -171,6 +195,9 @@ SOME = [
     ("own order", "subclassed", "mixed_bfloat16"),
     ("own with weights, moved", "functional", "mixed_bfloat16"),
     ("own around others", "functional", "mixed_bfloat16"),
+    ("around one", "functional", "mixed_bfloat16"),
+    ("of columns", "functional", "mixed_float16"),
+    ("of steps", "subclassed", "mixed_bfloat16"),
 ]
 ALL = itertools.product(
     STACKS, ("functional", "subclassed", "nested"), PRECISIONS
@@ -270,6 +297,29 @@ def test_a_sequential_without_an_input_of_its_own(precision, tmp_path):
     model = keras.Model(inputs, layers.Dense(2)(nested(inputs)))
     keep_float32(model)
     np.testing.assert_array_equal(nested(YEARS), YEARS - 2000)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_columns_are_joined_as_they_come(precision, as_dict):
+    # Beyond float16's range.
+    prices = YEARS * 4000 - 7_999_000
+    keras.config.set_dtype_policy(precision)
+    inputs = [keras.Input((2,), name=name) for name in "ab"]
+    normalization = layers.Normalization()
+    normalization.adapt(prices)
+    joined = normalization(layers.Concatenate()(inputs))
+    if as_dict:
+        inputs = dict(zip("ab", inputs, strict=True))
+    model = keras.Model(inputs, layers.Dense(2)(joined))
+    keep_float32(model)
+    parts = [prices[:, :2], prices[:, 2:]]
+    columns = dict(zip("ab", parts, strict=True)) if as_dict else parts
+    right = (prices - prices.mean(0)) / prices.std(0)
+    right = right @ model.layers[-1].kernel.numpy()
+    np.testing.assert_allclose(
+        ops.cast(model(columns), "float32"), right, atol=0.01
+    )
 
 
 def test_training_goes_on_in_float32_of_the_data():

@@ -86,12 +86,14 @@ def see_call(
     takes_wide = takes_data or not any(map(_is_float, leaves_of(arguments)))
     seen.take_wide[key] = takes_wide and seen.take_wide.get(key, True)
     seen.take_data[key] = takes_data and seen.take_data.get(key, True)
-    if not takes_data or isinstance(layer, keras.Model):
+    if not takes_data:
         return result
-    if not _carries(layer, seen):
-        if not (layer.autocast and _is_16_bit(layer)):
-            # It rounds nothing, and what it computes is not looked at.
-            seen.round_data.update(way)
+    if not (layer.autocast and _is_16_bit(layer)):
+        # It rounds nothing, and what it computes is not looked at.
+        seen.round_data.update(way, [key])
+    if key in seen.round_data:
+        seen.round_data.add(id(region.noting))
+    if _is_model_or_normalization(layer) or not _carries(layer, seen):
         return result
     result = mapped(result, _in_float32)
     _mark(result, way | {key})
@@ -106,7 +108,7 @@ def carriers(
         layer
         for layer in layers
         if _rounds_data(layer, seen)
-        and not isinstance(layer, keras.Model)
+        and not _is_model_or_normalization(layer)
         and _carries(layer, seen)
     ]
 
@@ -124,6 +126,11 @@ def needs_open_door(layer: keras.layers.Layer, seen: Seen) -> bool:
 def _rounds_data(layer: keras.layers.Layer, seen: Seen) -> bool:
     key = id(layer)
     return seen.take_data.get(key, False) and key in seen.round_data
+
+
+def _is_model_or_normalization(layer: keras.layers.Layer) -> bool:
+    """Whether data end in a layer, or reach what is in it by themselves."""
+    return isinstance(layer, (keras.Model, keras.layers.Normalization))
 
 
 def _carries(layer: keras.layers.Layer, seen: Seen) -> bool:
