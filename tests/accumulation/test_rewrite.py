@@ -164,6 +164,54 @@ def test_gradients_of_pooling_and_of_depthwise_filters(dtype):
     assert float(of_filters[0, 0, 0, 0]) == 4 * 32 * 32 * PIECE
 
 
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("size", "strides", "overlaps"),
+    [
+        ((2, 2), (2, 2), False),
+        ((2, 3), (3, 3), False),
+        ((1, 2), (1, 2), False),
+        ((3, 3), (2, 2), True),
+        ((2, 2), (2, 1), True),
+        ((2, 2, 2), (2, 2, 2), False),
+        ((2, 1, 2), (2, 2, 1), True),
+    ],
+)
+def test_the_gradient_of_pooling_is_widened_where_windows_overlap(
+    size, strides, overlaps, dtype, padding
+):
+    random = tf.random.Generator.from_seed(1)
+    images = tf.cast(random.normal([2, *[7] * len(size), 3]), dtype)
+    layout = {2: "NHWC", 3: "NDHWC"}
+
+    def gradient(images):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            pooled = tf.nn.max_pool(
+                images, size, strides, padding, layout[len(size)]
+            )
+            total = tf.reduce_sum(tf.cast(pooled, "float32") ** 2)
+        return tape.gradient(total, images)
+
+    traced = tf.function(gradient, autograph=False).get_concrete_function(
+        images
+    )
+    graph = traced.graph.as_graph_def()
+    changed = rewrite.sums_in_float32(
+        graph, lambda name, *_: "Pool" in name, "CPU"
+    )
+    assert bool(changed) == overlaps
+    # CPUs do not pool volumes in float16.
+    if not overlaps and (len(size), dtype) != (3, "float16"):
+        # Nothing is added: float32 has the same numbers.
+        wide = gradient(tf.cast(images, "float32"))
+        np.testing.assert_array_equal(
+            tf.cast(traced(images), "float32"),
+            tf.cast(tf.cast(wide, dtype), "float32"),
+        )
+
+
 # Of upsampled, pooled and cropped images; one of each mechanism.
 OF_IMAGES = [
     ("ResizeNearestNeighborGrad", "bfloat16"),

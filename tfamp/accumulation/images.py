@@ -1,5 +1,7 @@
 """Kernels that add over pixels, each with a sum to try it with."""
 
+import operator
+
 import tensorflow as tf
 
 from tfamp.accumulation.trial import Kernel, Values
@@ -45,6 +47,15 @@ def _max_pool_3d_gradient(values: Values) -> tf.Tensor:
     )
 
 
+def _overlap(node: tf.compat.v1.NodeDef) -> bool:
+    """Whether a pixel may be in several windows of a pooling.
+
+    Where it is not, as in most networks, its gradient is that of one window.
+    """
+    sizes, strides = (node.attr[name].list.i for name in ("ksize", "strides"))
+    return any(map(operator.gt, sizes, strides))
+
+
 IMAGES: dict[str, Kernel] = {
     "AvgPool": Kernel(
         lambda values: _RAW.AvgPool(
@@ -87,6 +98,7 @@ IMAGES: dict[str, Kernel] = {
             grad=values(1, 64, 64, 1), **_pooled(values), **_POOLING
         ),
         (0, 1, 2),
+        adds=_overlap,
     ),
     "MaxPoolGradV2": Kernel(
         lambda values: _RAW.MaxPoolGradV2(
@@ -102,9 +114,13 @@ IMAGES: dict[str, Kernel] = {
             **_POOLING,
         ),
         (0, 1),
+        adds=_overlap,
     ),
     "MaxPool3DGrad": Kernel(
-        _max_pool_3d_gradient, (0, 1, 2), types=("T", "TInput")
+        _max_pool_3d_gradient,
+        (0, 1, 2),
+        types=("T", "TInput"),
+        adds=_overlap,
     ),
     "ResizeNearestNeighborGrad": Kernel(
         lambda values: _RAW.ResizeNearestNeighborGrad(

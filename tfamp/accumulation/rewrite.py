@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from tfamp.accumulation.bias import product_with_ones
+from tfamp.accumulation.trial import data_inputs
 from tfamp.accumulation.trials import KERNELS
 
 NARROW = {
@@ -117,7 +118,7 @@ def _widen(
             continue
         kernel = KERNELS[name]
         positions: Iterable[int] = (
-            range(len(_data_inputs(node)))
+            range(len(data_inputs(node)))
             if kernel.inputs is None
             else kernel.inputs
         )
@@ -171,11 +172,7 @@ def kernel_of(node) -> str | None:
     name = node.op
     if name == "Einsum" and _sums_alone(node.attr["equation"].s.decode()):
         name = "Einsum, a sum"
-    if name not in KERNELS:
-        return None
-    if len(_data_inputs(node)) < KERNELS[name].from_inputs:
-        return None
-    return name
+    return name if name in KERNELS and KERNELS[name].adds(node) else None
 
 
 def _sums_alone(equation: str) -> bool:
@@ -187,10 +184,6 @@ def _sums_alone(equation: str) -> bool:
         and sum(letter in each for each in operands.split(",")) == 1
         for letter in operands
     )
-
-
-def _data_inputs(node) -> list[str]:
-    return [each for each in node.input if not each.startswith("^")]
 
 
 def _inside(place: _Place, node) -> _Place:

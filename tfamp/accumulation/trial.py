@@ -24,12 +24,17 @@ class Kernel:
         trial: runs it on values that a function of shape and value makes.
         inputs: positions of the inputs in its number format; None for all.
         output: what its definition calls its one output.
-        from_inputs: with fewer inputs it is exact enough as it is.
+        adds: whether a node (NodeDef) of it adds so many that it matters.
         types: its attributes that say the number format.
     """
 
     trial: Callable[[Values], tf.Tensor]
     inputs: tuple[int, ...] | None = (0,)
     output: str = "output"
-    from_inputs: int = 0
+    adds: Callable[[tf.compat.v1.NodeDef], bool] = lambda node: True
     types: tuple[str, ...] = ("T",)
+
+
+def data_inputs(node: tf.compat.v1.NodeDef) -> list[str]:
+    """The inputs of a node that are tensors."""
+    return [each for each in node.input if not each.startswith("^")]

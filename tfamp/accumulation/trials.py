@@ -5,7 +5,14 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfamp.accumulation.images import IMAGES
-from tfamp.accumulation.trial import FACTOR, TERM, TERMS, Kernel, Values
+from tfamp.accumulation.trial import (
+    FACTOR,
+    TERM,
+    TERMS,
+    Kernel,
+    Values,
+    data_inputs,
+)
 
 
 def _reduction(operation: Callable) -> Kernel:
@@ -126,7 +133,7 @@ SUMS: dict[str, Kernel] = {
         inputs=None,
         output="sum",
         # Each addend rounds once: as many stay below 2 % in bfloat16.
-        from_inputs=8,
+        adds=lambda node: len(data_inputs(node)) >= 8,
     ),
     "L2Loss": Kernel(lambda values: _RAW.L2Loss(t=values(TERMS, 8))),
     "BiasAddGrad": Kernel(
