@@ -1,0 +1,1 @@
+"""Two checkouts of tfamp beside each other: see `__main__`."""
