@@ -17,6 +17,7 @@ ORDER = (
     "version",
     "errors",
     "formats",
+    "tensorflow_internals",
     "keras_internals",
     "files",
     "hardware",
@@ -65,6 +66,13 @@ def attributes(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
             yield node
+
+
+def strings(path):
+    """All constants of a file that are texts."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def test_import_loads_neither_keras_nor_tensorflow():
@@ -175,14 +183,29 @@ def test_tests_lie_beside_what_they_test():
     assert not astray
 
 
-def test_private_names_of_keras_are_touched_in_one_place():
+@pytest.mark.parametrize(
+    ("private", "home"),
+    [
+        (("keras.src",), "keras_internals"),
+        (("tensorflow.python", "tf.python"), "tensorflow_internals"),
+    ],
+    ids=["Keras", "TensorFlow"],
+)
+def test_private_names_are_touched_in_one_place(private, home):
     touching = {
         name
         for name, path in NAMES.items()
-        if any(n.startswith("keras.src") for n in imported_modules(path))
-        or "keras.src" in map(ast.unparse, attributes(path))
+        if any(
+            read.startswith(private)
+            for read in (
+                *imported_modules(path),
+                *map(ast.unparse, attributes(path)),
+                # As keys of `sys.modules`, and for `importlib`.
+                *strings(path),
+            )
+        )
     }
-    assert {package_of(name) for name in touching} == {"keras_internals"}
+    assert {package_of(name) for name in touching} == {home}
 
 
 @pytest.mark.parametrize("name", tfamp.__all__)

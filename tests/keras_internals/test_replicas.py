@@ -1,32 +1,10 @@
-"""What is summed over replicas, and by which numbers."""
+"""What is summed over replicas."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfamp import keras_internals
-
-
-def test_each_strategy_numbers_its_collectives_once_and_apart():
-    strategies = [
-        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) for _ in range(2)
-    ]
-    groups = []
-    for strategy in strategies:
-        keras_internals.separate_collectives(strategy)
-        own = strategy.extended._collective_ops
-        assert strategy.extended._cross_device_ops is own
-        keras_internals.separate_collectives(strategy)
-        assert strategy.extended._collective_ops is own
-        groups.append(own._collective_keys._group_key)
-    # Far enough for all groups that one of them has.
-    assert abs(groups[0] - groups[1]) >= 1000
-
-    to_one = tf.distribute.ReductionToOneDevice()
-    chosen = tf.distribute.MirroredStrategy(["CPU:0"], to_one)
-    keras_internals.separate_collectives(chosen)
-    assert chosen.extended._cross_device_ops is to_one
-    keras_internals.separate_collectives(tf.distribute.get_strategy())
 
 
 def test_sums_of_gradients_go_through_another_function_and_back():

@@ -23,11 +23,6 @@ def test_a_forgotten_global_seed_generator_is_made_anew():
     assert keras_internals.global_seed_generator(create=False) is None
 
 
-def test_a_seed_is_seen():
-    keras.utils.set_random_seed(1)
-    assert keras_internals.has_global_seed()
-
-
 def test_a_session_loses_its_mark_when_it_is_cleared():
     keras_internals.mark_session("here")
     assert keras_internals.session_mark() == "here"

@@ -59,14 +59,10 @@ from tfamp.keras_internals.functional import (
     set_input_dtype,
 )
 from tfamp.keras_internals.functions import (
-    CUSTOM_GRADIENT_CALLS,
-    TRACED_CALL,
     applying_functions,
     backend_modules,
     casts_of_keras,
     casts_of_users,
-    gradient_functions,
-    storing_functions,
 )
 from tfamp.keras_internals.layers import (
     RMS_NORMALIZATION_IS_FLOAT32,
@@ -109,12 +105,10 @@ from tfamp.keras_internals.replicas import (
     gradient_sums_replaced,
     is_made_in_scope,
     losses_of_replica_replaced,
-    separate_collectives,
 )
 from tfamp.keras_internals.session import (
     forget_global_seed_generator,
     global_seed_generator,
-    has_global_seed,
     is_marked,
     is_saving_model,
     mark,
@@ -125,9 +119,6 @@ from tfamp.keras_internals.session import (
 from tfamp.keras_internals.traces import (
     JOINTS,
     UNREAD_BY_TRACES,
-    differentiated_within,
-    graph_function,
-    is_compiled_by_xla,
 )
 from tfamp.keras_internals.updates import (
     clipped,
@@ -150,10 +141,8 @@ from tfamp.keras_internals.variables import (
 )
 
 __all__ = [
-    "CUSTOM_GRADIENT_CALLS",
     "JOINTS",
     "RMS_NORMALIZATION_IS_FLOAT32",
-    "TRACED_CALL",
     "UNREAD_BY_TRACES",
     "ConvLSTMCell",
     "Functional",
@@ -184,7 +173,6 @@ __all__ = [
     "count_in_metrics",
     "data_adapter",
     "decays",
-    "differentiated_within",
     "divisions_noted",
     "dtype_policy_replaced",
     "first_of_generator",
@@ -192,15 +180,12 @@ __all__ = [
     "forget_initial_epoch",
     "global_clip_norm",
     "global_seed_generator",
-    "gradient_functions",
     "gradient_sums_replaced",
     "gradients_already_clipped",
     "gradients_already_reduced",
-    "graph_function",
     "graph_inputs",
     "graph_operations",
     "graph_steps",
-    "has_global_seed",
     "in_stateless_scope",
     "initial_epoch",
     "input_dtype",
@@ -208,7 +193,6 @@ __all__ = [
     "input_name",
     "input_structure",
     "is_array_adapter",
-    "is_compiled_by_xla",
     "is_loss_of_rows",
     "is_made_in_scope",
     "is_marked",
@@ -240,7 +224,6 @@ __all__ = [
     "saved_whole",
     "schedules_on_host",
     "seed_dtype",
-    "separate_collectives",
     "session_mark",
     "set_input_dtype",
     "sgd_momentum",
@@ -248,7 +231,6 @@ __all__ = [
     "sparse_cross_entropy_replaced",
     "state_of_scaler",
     "stored",
-    "storing_functions",
     "sublayers",
     "symbolic_batch",
     "train_validation_split",

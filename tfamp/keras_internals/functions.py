@@ -1,21 +1,8 @@
-"""Where those functions are that compute, cast, store, differentiate, apply."""
+"""Where those functions of Keras are that compute, cast and apply."""
 
-import sys
 from typing import Any
 
 import keras
-import tensorflow as tf
-
-# Where TensorFlow calls a function with a gradient of its own.
-CUSTOM_GRADIENT_CALLS = ("_eager_mode_decorator", "_graph_mode_decorator")
-
-# What calls a `tf.function`.
-TRACED_CALL: tuple[Any, str] = (
-    sys.modules[
-        "tensorflow.python.eager.polymorphic_function.polymorphic_function"
-    ].Function,
-    "__call__",
-)
 
 
 def backend_modules() -> list:
@@ -45,34 +32,6 @@ def casts_of_users() -> list[tuple[Any, str]]:
         (owner, name)
         for owner in (keras.ops, ops, ops.core)
         for name in ("cast", "convert_to_tensor")
-    ]
-
-
-def gradient_functions() -> list[tuple[Any, str]]:
-    """What runs gradients of operations, by owner and name."""
-    module = sys.modules["tensorflow.python.ops.custom_gradient"]
-    return [
-        (tf.GradientTape, "gradient"),
-        (tf.GradientTape, "jacobian"),
-        (tf.GradientTape, "batch_jacobian"),
-        (tf, "gradients"),
-        *((module, name) for name in CUSTOM_GRADIENT_CALLS),
-    ]
-
-
-def storing_functions() -> list[tuple[Any, str]]:
-    """What stores tensors in something of one dtype, by owner and name."""
-    module = sys.modules["tensorflow.python.ops.resource_variable_ops"]
-    # The second has some of the first's, wrapped.
-    classes = (module.BaseResourceVariable, module.ResourceVariable)
-    return [
-        *(
-            (each, name)
-            for each in classes
-            for name in ("assign", "assign_add", "assign_sub")
-            if name in vars(each)
-        ),
-        *((tf.TensorArray, name) for name in ("write", "unstack", "scatter")),
     ]
 
 

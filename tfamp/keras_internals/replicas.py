@@ -1,23 +1,13 @@
-"""What Keras and TensorFlow add up over replicas, and by which numbers."""
+"""What Keras adds up over replicas."""
 
 import contextlib
 import functools
-import itertools
-import weakref
 from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
 from tfamp.keras_internals.replacing import of_threads, own_function
-
-_KEYS_OF_A_STRATEGY = 100_000
-_collective_key_bases = itertools.count(
-    _KEYS_OF_A_STRATEGY, _KEYS_OF_A_STRATEGY
-)
-_with_own_collectives: weakref.WeakSet[tf.distribute.Strategy] = (
-    weakref.WeakSet()
-)
 
 
 def is_made_in_scope(model: keras.Model) -> bool:
@@ -96,25 +86,3 @@ def gradient_sums_replaced(function: Callable) -> Iterator[None]:
         functools.partial(function, own)
     ):
         yield
-
-
-def separate_collectives(strategy: tf.distribute.Strategy) -> None:
-    """Numbers a MirroredStrategy's collectives apart from all others' here.
-
-    TensorFlow starts each strategy of a process at the same number, and takes
-    the sums of a second one, made when a cell of a notebook runs again or for
-    another number of devices, for those of the first: it aborts all of them
-    where shapes differ.
-    """
-    if (
-        not isinstance(strategy, tf.distribute.MirroredStrategy)
-        or strategy in _with_own_collectives
-    ):
-        return
-    _with_own_collectives.add(strategy)
-    extended = strategy.extended
-    before = extended._collective_ops
-    extended._collective_key_base = next(_collective_key_bases)
-    extended._collective_ops = extended._make_collective_ops_with_fallbacks()
-    if extended._cross_device_ops is before:
-        extended._cross_device_ops = extended._collective_ops

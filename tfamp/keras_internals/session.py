@@ -46,13 +46,6 @@ def seed_dtype() -> str:
     return keras.src.backend.random_seed_dtype()
 
 
-def has_global_seed() -> bool:
-    """Whether TensorFlow draws from a seed that was set."""
-    from tensorflow.python.eager import context
-
-    return context.global_seed() is not None
-
-
 def is_saving_model() -> bool:
     """Whether a model's config is being written into a file."""
     attribute = "shared_objects/id_to_obj_map"
