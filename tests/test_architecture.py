@@ -17,6 +17,7 @@ ORDER = (
     "version",
     "errors",
     "formats",
+    "tensorflow_internals",
     "keras_internals",
     "files",
     "hardware",
@@ -58,6 +59,20 @@ def imported_modules(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def attributes(path):
+    """All that a file reads of something by a dot."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            yield node
+
+
+def strings(path):
+    """All constants of a file that are texts."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def test_import_loads_neither_keras_nor_tensorflow():
@@ -168,13 +183,29 @@ def test_tests_lie_beside_what_they_test():
     assert not astray
 
 
-def test_private_names_of_keras_are_touched_in_one_place():
+@pytest.mark.parametrize(
+    ("private", "home"),
+    [
+        (("keras.src",), "keras_internals"),
+        (("tensorflow.python", "tf.python"), "tensorflow_internals"),
+    ],
+    ids=["Keras", "TensorFlow"],
+)
+def test_private_names_are_touched_in_one_place(private, home):
     touching = {
-        path.stem
-        for path in MODULES
-        if any(n.startswith("keras.src") for n in imported_modules(path))
+        name
+        for name, path in NAMES.items()
+        if any(
+            read.startswith(private)
+            for read in (
+                *imported_modules(path),
+                *map(ast.unparse, attributes(path)),
+                # As keys of `sys.modules`, and for `importlib`.
+                *strings(path),
+            )
+        )
     }
-    assert touching <= {"keras_internals"}
+    assert {package_of(name) for name in touching} == {home}
 
 
 @pytest.mark.parametrize("name", tfamp.__all__)

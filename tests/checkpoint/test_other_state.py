@@ -62,7 +62,7 @@ def test_the_global_generator_goes_on():
         drawn = tf.random.get_global_generator().normal([3]).numpy()
         np.testing.assert_array_equal(drawn, expected)
     finally:
-        other_state.stateful_random_ops.global_generator = None
+        tf.random.set_global_generator(None)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from tfamp import tensorflow_internals
 from tfamp.distribute import vigil
 from tfamp.distribute.vigil import Vigil
 from tfamp.distribute.workers import lost_by, told_of_lost
@@ -46,14 +47,14 @@ def watch(monkeypatch, peer):
         lambda: {threading.main_thread().ident: frame},
     )
 
-    class Context:
-        def abort_collective_ops(self, code, message):
-            aborted.append((code, message))
-
     monkeypatch.setattr(vigil.time, "sleep", sleep)
     monkeypatch.setattr(vigil.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(vigil.os, "_exit", end)
-    monkeypatch.setattr(vigil.context, "context", Context)
+    monkeypatch.setattr(
+        tensorflow_internals,
+        "abort_collectives",
+        lambda code, message: aborted.append((code, message)),
+    )
     watching = Vigil({("worker", 1): peer.getsockname()}, told_of_lost)
     watching.aborted, watching.clock = aborted, clock
     return watching

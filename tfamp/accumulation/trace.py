@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import context
 
-from tfamp import keras_internals
+from tfamp import tensorflow_internals
 from tfamp.accumulation.kernels import adds_in_16_bits
 from tfamp.accumulation.rewrite import sums_in_float32
 
@@ -35,7 +34,7 @@ def summing_in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         structure = None
 
-        @keras_internals.differentiated_within()
+        @tensorflow_internals.differentiated_within()
         def trace() -> list[tf.Tensor | None]:
             nonlocal structure
             structure = function(*args, **kwargs)
@@ -46,7 +45,9 @@ def summing_in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
         tensors, names = _inlined(traced)
         if names:
             # With the function goes what was made for it.
-            weakref.finalize(traced, _forget, names).atexit = False
+            weakref.finalize(
+                traced, tensorflow_internals.forget_functions, names
+            ).atexit = False
         outputs = iter(tensors)
         flat = tf.nest.flatten(structure, expand_composites=True)
         return tf.nest.pack_sequence_as(
@@ -71,11 +72,9 @@ def _inlined(
     has_gpu = tf.config.list_logical_devices("GPU")
     names = []
     if sums_in_float32(graph_def, adds_in_16_bits, "GPU" if has_gpu else "CPU"):
-        # The runtime looks for the bodies of loops and branches by name, and
-        # an import alone tells their graph only.
-        for function in graph_def.library.function:
-            context.context().add_function_def(function)
-            names.append(function.signature.name)
+        names = tensorflow_internals.register_functions(
+            graph_def.library.function
+        )
     captured = {
         inner.name: outer if _is_in(outer, graph) else graph.capture(outer)
         for inner, outer in zip(
@@ -89,12 +88,6 @@ def _inlined(
         name="float32_sums",
     )
     return outputs, names
-
-
-def _forget(names: list[str]) -> None:
-    for name in names:
-        if context.context().has_function(name):
-            context.context().remove_function(name)
 
 
 def _is_in(tensor: tf.Tensor, graph: tf.Graph) -> bool:

@@ -13,10 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-# TensorFlow has no public way to ask whether there is one, and makes it else.
-from tensorflow.python.ops import stateful_random_ops
-
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.checkpoint.plain_values import decode, encode
 
 _GLOBAL = "tf.random.get_global_generator()"
@@ -39,7 +36,7 @@ def restore(
     model: keras.Model, saved: dict[str, Any], arrays: list[np.ndarray]
 ) -> None:
     """Gives them what `capture` returned, where they are here too."""
-    if _GLOBAL in saved and stateful_random_ops.global_generator is None:
+    if _GLOBAL in saved and tensorflow_internals.global_generator() is None:
         # With any seed: the state follows.
         tf.random.set_global_generator(tf.random.Generator.from_seed(0))
     parts = _parts(model)
@@ -105,7 +102,7 @@ def _parts(model: keras.Model) -> dict[str, list[tf.Variable]]:
                 continue
             for end, variable in _variables_in(value, known):
                 found[f"{place}/{name}{end}"] = variable
-    generator = stateful_random_ops.global_generator
+    generator = tensorflow_internals.global_generator()
     if generator is not None:
         found[_GLOBAL] = generator.state
     strategy = model.distribute_strategy

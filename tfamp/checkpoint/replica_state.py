@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import tensorflow_internals
 from tfamp.distribute import reduction
 
 # By the number of bytes.
@@ -35,7 +35,7 @@ class ReplicaState:
     ):
         self._strategy = strategy
         self._variables = list(variables)
-        graph_function = keras_internals.graph_function
+        graph_function = tensorflow_internals.graph_function
         self._gather = graph_function(self._gather_now)
         self._fingerprint = graph_function(self._fingerprint_now)
         self._assign = graph_function(self._assign_now, relaxes=True)

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-# TensorFlow has no public way to its coordination service.
-from tensorflow.python.eager import context
-
+from tfamp import tensorflow_internals
 from tfamp.distribute import vigil
 from tfamp.distribute.initial_values import broadcast_in_any_dtype
 from tfamp.distribute.joining import killed_after
@@ -146,7 +144,15 @@ def multi_worker_strategy(
     addresses, index = _check(resolver)
     if len(addresses) > 1:
         wait_for_workers(addresses, index, start_timeout_seconds)
-        _bound_joining(resolver)
+        spec = resolver.cluster_spec()
+        tensorflow_internals.bound_joining(
+            {
+                job: spec.num_tasks(job)
+                for job in _TRAINING_JOBS
+                if job in spec.jobs
+            },
+            JOIN_SECONDS,
+        )
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     implementations = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
@@ -189,23 +195,6 @@ def multi_worker_strategy(
         )
         broadcast_in_any_dtype(strategy)
     return strategy
-
-
-def _bound_joining(resolver):
-    """Lets TensorFlow wait for those that have come, and not for an hour."""
-    if context.context().coordination_service is not None:
-        return
-    spec = resolver.cluster_spec()
-    jobs = [job for job in _TRAINING_JOBS if job in spec.jobs]
-    known = tf.compat.v1.ConfigProto().experimental.coordination_config
-    for job in jobs:
-        known.coordinated_job_list.add(name=job, num_tasks=spec.num_tasks(job))
-    context.context().configure_coordination_service(
-        "standalone",
-        service_leader=f"/job:{jobs[0]}/replica:0/task:0",
-        cluster_register_timeout_in_ms=JOIN_SECONDS * 1000,
-        coordinated_jobs=list(known.coordinated_job_list),
-    )
 
 
 def _tasks(resolver) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ callback is agreed on first.
 
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import tensorflow_internals
 
 
 class Consensus:
@@ -20,7 +20,7 @@ class Consensus:
     def __init__(self, strategy: tf.distribute.Strategy):
         self._is_alone = number_of_workers(strategy) == 1
 
-        @keras_internals.graph_function
+        @tensorflow_internals.graph_function
         def mean(values):
             per_replica = strategy.run(lambda: tf.identity(values))
             return strategy.reduce("MEAN", per_replica, axis=None)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from tfamp import tensorflow_internals
 from tfamp.distribute import reduction
 
 # What tf.raw_ops.CollectiveBcastSendV2 takes.
@@ -38,17 +39,10 @@ def numbers_unlike_the_chiefs(
 def broadcast_in_any_dtype(
     strategy: tf.distribute.MultiWorkerMirroredStrategy,
 ) -> None:
-    """From here on, variables of any dtype can be made in its scope.
+    """From here on, variables of any dtype can be made in its scope."""
+    unlike = _unlike.setdefault(strategy.extended, {})
 
-    TensorFlow has no public place for it: the private method that says what a
-    replica's variable begins with is replaced on this one strategy.
-    """
-    extended = strategy.extended
-    original = extended._get_variable_creator_initial_value
-
-    unlike = _unlike.setdefault(extended, {})
-
-    def creator_initial_value(replica_id, device, primary_var, **kwargs):
+    def first_value(original, replica_id, device, primary_var, **kwargs):
         def broadcast(value):
             return original(
                 replica_id,
@@ -88,7 +82,7 @@ def broadcast_in_any_dtype(
             return of_first_replica
         return original(replica_id, device, primary_var, **kwargs)
 
-    extended._get_variable_creator_initial_value = creator_initial_value
+    tensorflow_internals.replace_first_values(strategy, first_value)
 
 
 def _described(value: tf.Tensor) -> tf.Tensor:

@@ -19,9 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-# TensorFlow has no public way to abort what waits for other workers.
-from tensorflow.python.eager import context
-
+from tfamp import tensorflow_internals
 from tfamp.errors import Preempted
 
 PROBE_SECONDS = 2.0
@@ -90,7 +88,7 @@ class Vigil:
         job, number = task
         with contextlib.suppress(Exception):
             # In TensorFlow's words, which are looked for where it raises.
-            context.context().abort_collective_ops(
+            tensorflow_internals.abort_collectives(
                 tf.errors.UNAVAILABLE,
                 "Collective ops is aborted: the port does not answer of "
                 f"remote target /job:{job}/replica:0/task:{number}",

@@ -9,7 +9,7 @@ in 16 or 32 bits; XLA for GPUs turns a product of two such tensors into one of
 import ml_dtypes
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import tensorflow_internals
 
 # For inputs and kernels, which need precision; for gradients, which need range.
 E4M3, E5M2 = "float8_e4m3fn", "float8_e5m2"
@@ -107,7 +107,7 @@ def quantize_dequantize(
     the other, in twice the time, and its optimizer gives up on a graph with an
     E5M2 tensor in it.
     """
-    if keras_internals.is_compiled_by_xla():
+    if tensorflow_internals.is_compiled_by_xla():
         quantized = to_float8(x, scale, format_name)
         return from_float8(quantized, reciprocal, dtype)
     rounded = _rounded(tf.cast(x, tf.float32) * scale, format_name)

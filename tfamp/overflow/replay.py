@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.accumulation.trace import summing_in_float32
 from tfamp.distribute import reduction
 from tfamp.distribute.consensus import number_of_workers
@@ -160,7 +160,7 @@ class Replay:
                 return self._strategy.run(on_replica, args=(share, state))
 
         # A sum that overflows 16 bits in a replay did not do so in the step.
-        run = keras_internals.graph_function(
+        run = tensorflow_internals.graph_function(
             summing_in_float32(run) if is_narrow else run, relaxes=True
         )
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.precision import loops, regions, replaced
 from tfamp.precision.regions import Region
 from tfamp.scaling.optimizer import LossScaleOptimizer
@@ -134,10 +134,10 @@ def _replacements() -> list[tuple]:
         found.extend(_functions(module, module.__name__, by_keras=True))
     for module in _TENSORFLOW:
         found.extend(_functions(module, "tensorflow", by_keras=False))
-    for owner, name in keras_internals.storing_functions():
+    for owner, name in tensorflow_internals.storing_functions():
         function = vars(owner)[name]
         found.append((owner, name, function, replaced.stored(function)))
-    owner, name = keras_internals.TRACED_CALL
+    owner, name = tensorflow_internals.TRACED_CALL
     function = vars(owner)[name]
     new = replaced.traced(function)
     found.append((owner, name, function, new))
@@ -156,7 +156,7 @@ def _replacements() -> list[tuple]:
         new = replaced.cast_of_keras(name, function)
         found.append((owner, name, function, new))
     for owner, name in (
-        *keras_internals.gradient_functions(),
+        *tensorflow_internals.gradient_functions(),
         # In a step: gradients and weights have dtypes of their own.
         *keras_internals.applying_functions(),
         (LossScaleOptimizer, "apply"),

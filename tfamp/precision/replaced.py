@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import tensorflow_internals
 from tfamp.formats import FORMATS
 from tfamp.precision import contractions, raw_data, regions
 from tfamp.precision.meant import (
@@ -99,7 +99,7 @@ def suspended(function: Callable) -> Callable:
     def replacement(*args, **kwargs):
         if regions.active() is None:
             return function(*args, **kwargs)
-        if function.__name__ in keras_internals.CUSTOM_GRADIENT_CALLS:
+        if function.__name__ in tensorflow_internals.CUSTOM_GRADIENT_CALLS:
             # The gradient was written for operands of one dtype.
             args, kwargs = as_meant((args, kwargs))
         with regions.within(None):

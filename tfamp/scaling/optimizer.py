@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.distribute.strategy import computes_on_gpus
 from tfamp.errors import InputError
 from tfamp.files.saved_models import say_how_to_load
@@ -203,7 +203,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "tfamp.fit(microbatches=...) instead."
             )
         strategy = tf.distribute.get_strategy()
-        keras_internals.separate_collectives(strategy)
+        tensorflow_internals.separate_collectives(strategy)
         if not all(
             strategy.extended.variable_created_in_scope(variable.value)
             for variable in self.variables

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.checkpoint.frozen import frozen_weights
 from tfamp.distribute import reduction
 from tfamp.distribute.strategy import (
@@ -77,7 +77,7 @@ def train_step(
         # A function per trace: each replica has variables of its own.
         passes = (
             tf.function(
-                keras_internals.differentiated_within()(_passes),
+                tensorflow_internals.differentiated_within()(_passes),
                 jit_compile=True,
                 autograph=False,
             )
@@ -321,7 +321,7 @@ def average_statistics(
     has_any = statistics and strategy.num_replicas_in_sync > 1
     if not has_any:
         return lambda: None
-    return keras_internals.graph_function(lambda: strategy.run(average))
+    return tensorflow_internals.graph_function(lambda: strategy.run(average))
 
 
 def _statistics(model: keras.Model) -> list[tf.Variable]:

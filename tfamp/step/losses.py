@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import tensorflow_internals
 from tfamp.step import terms
 from tfamp.step.terms import Plan
 
@@ -21,7 +21,7 @@ def outline(model: keras.Model, data: Any, training: bool) -> Plan:
     """
     found: list[terms.Terms] = []
 
-    @keras_internals.differentiated_within()
+    @tensorflow_internals.differentiated_within()
     def pass_(data) -> None:
         found.append(recorded(model, data, training)[0])
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.distribute.strategy import split_evenly
 from tfamp.errors import InputError
 from tfamp.step import losses, terms
@@ -75,7 +75,7 @@ class _Trial:
     def trace(self, spec: Any) -> terms.Terms:
         found = []
 
-        @keras_internals.differentiated_within()
+        @tensorflow_internals.differentiated_within()
         def pass_(data) -> None:
             found.append(losses.recorded(self.model, data, self.training)[0])
 
@@ -169,7 +169,7 @@ class _Trial:
                 pass_
                 if self.model.run_eagerly
                 else tf.function(
-                    keras_internals.differentiated_within()(pass_),
+                    tensorflow_internals.differentiated_within()(pass_),
                     autograph=False,
                 )
             )

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.checkpoint.data_position import made_anew
 from tfamp.errors import InputError
 from tfamp.training.warning import warn
@@ -179,7 +179,7 @@ class Batches:
 
     def _check_workers(self, x: Any, shuffle: bool | str) -> None:
         is_array = keras_internals.is_array_adapter(self._adapter)
-        if is_array and shuffle and not keras_internals.has_global_seed():
+        if is_array and shuffle and not tensorflow_internals.has_global_seed():
             raise InputError(
                 "Workers that shuffle arrays need one seed, to see one order: "
                 "call keras.utils.set_random_seed(seed) on each, or pass "

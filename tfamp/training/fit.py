@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.checkpoint.callback_state import CallbackStates
 from tfamp.checkpoint.place import full_disks_told
 from tfamp.checkpoint.preemption import ending_on_sigterm
@@ -182,7 +182,7 @@ def fit(
     preconditions.check_validation_freq(validation_freq)
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
-    keras_internals.separate_collectives(strategy)
+    tensorflow_internals.separate_collectives(strategy)
     is_shown = bool(verbose)
     verbose = verbose if is_chief(strategy) else 0
     epochs = _capped(epochs)
@@ -412,7 +412,7 @@ def evaluate(
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
-    keras_internals.separate_collectives(strategy)
+    tensorflow_internals.separate_collectives(strategy)
     batches = data.Batches(
         x,
         y,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import tensorflow_internals
 from tfamp.accumulation.trace import summing_in_float32
 from tfamp.distribute.new_variables import made_outside_of_graphs
 from tfamp.distribute.strategy import computes_on_gpus, devices_of
@@ -91,7 +91,7 @@ class Loop:
                     return i + tf.where(has_event, 1 + _EVENT, 1)
 
             self.graph = tf.compat.v1.get_default_graph()
-            with keras_internals.differentiated_within():
+            with tensorflow_internals.differentiated_within():
                 # One at a time: where the data end, the step before is whole.
                 (end,) = tf.while_loop(
                     lambda i: i < steps, body, [0], parallel_iterations=1
@@ -107,7 +107,7 @@ class Loop:
         if eager:
             self._many_steps = many_steps_eagerly
         else:
-            self._many_steps = keras_internals.graph_function(
+            self._many_steps = tensorflow_internals.graph_function(
                 summing_in_float32(many_steps) if is_narrow else many_steps,
                 relaxes=True,
             )

@@ -13,10 +13,7 @@ import tensorflow as tf
 from absl import logging
 from packaging.version import Version
 
-# TensorFlow has no public way to ask.
-from tensorflow.python.framework.config import is_op_determinism_enabled
-
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.distribute.strategy import devices_of, static_rows
 from tfamp.errors import InputError
 from tfamp.hardware.devices import detect_hardware
@@ -211,7 +208,9 @@ def resolve_jit(
         )
         # XLA refuses operations on GPUs that it cannot repeat bit by bit.
         return (
-            has_accelerator and not obstacle and not is_op_determinism_enabled()
+            has_accelerator
+            and not obstacle
+            and not tensorflow_internals.is_op_determinism_enabled()
         )
     return bool(jit)
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.distribute import reduction
 from tfamp.distribute.consensus import is_chief
 from tfamp.distribute.parting import part
@@ -57,7 +57,7 @@ def predict(
     preconditions.check_counts({"steps": steps, "batch_size": batch_size})
     misplaced.check_scope(model)
     strategy = model.distribute_strategy
-    keras_internals.separate_collectives(strategy)
+    tensorflow_internals.separate_collectives(strategy)
     batches = Batches(x, strategy=strategy, batch_size=batch_size, steps=steps)
     if batches.steps is None:
         preconditions.check_ends(batches.dataset)
@@ -163,7 +163,7 @@ def _outputs_of(
     def run(share):
         nonlocal is_traced
         is_traced = True
-        with keras_internals.differentiated_within():
+        with tensorflow_internals.differentiated_within():
             outputs, places = strategy.run(step, args=(share,))
         if is_multi_worker(strategy):
             # One by one: together they would have to be of one dtype.
@@ -174,7 +174,7 @@ def _outputs_of(
         return outputs, places
 
     if not model.run_eagerly:
-        run = keras_internals.graph_function(run, relaxes=True)
+        run = tensorflow_internals.graph_function(run, relaxes=True)
 
     def outputs_of(share) -> Any:
         nonlocal is_traced

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from tfamp import keras_internals
+from tfamp import keras_internals, tensorflow_internals
 from tfamp.analysis.lint.ops import MOVES
 from tfamp.analysis.probe import histogram
 from tfamp.analysis.probe.counter import (
@@ -222,7 +222,7 @@ def _counting(
 
     @tf.autograph.experimental.do_not_convert
     def one_step(iterator) -> tf.Tensor:
-        with keras_internals.differentiated_within():
+        with tensorflow_internals.differentiated_within():
             share = iterator.get_next()
             counts = strategy.run(counted_step, args=(share,))
             return strategy.reduce("SUM", counts, axis=None)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import context, execute
 
+from tfamp import tensorflow_internals
 from tfamp.accumulation.kernels import adds_in_16_bits
 from tfamp.accumulation.rewrite import kernel_of
 from tfamp.analysis.shadow.float32_functions import as_function
@@ -40,12 +40,11 @@ class Runner:
                 for x, t in zip(wide, operation.outputs, strict=True)
             ]
         if not _calls_functions(operation):
-            return execute.execute(
-                operation.type.encode(),
+            return tensorflow_internals.run_operation(
+                operation.type,
                 len(operation.outputs),
-                list(inputs),
+                inputs,
                 _attributes(operation, is_float32),
-                context.context(),
             )
         key = (operation.name, is_float32)
         if key not in self._functions:
@@ -98,7 +97,7 @@ def _calls_functions(operation: tf.Operation) -> bool:
     )
 
 
-def _attributes(operation, is_float32: bool) -> tuple:
+def _attributes(operation, is_float32: bool) -> list[Any]:
     """Names and values, one after the other, as the runtime takes them."""
     flat: list[Any] = []
     for attribute in operation.op_def.attr:
@@ -108,7 +107,7 @@ def _attributes(operation, is_float32: bool) -> tuple:
         elif attribute.type == "list(shape)":
             value = [_shape(each) for each in value]
         flat += [attribute.name, value]
-    return tuple(flat)
+    return flat
 
 
 def _shape(value) -> list | None:

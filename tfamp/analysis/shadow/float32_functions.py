@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Callable
 
 import tensorflow as tf
-from tensorflow.python.eager import context
 
+from tfamp import tensorflow_internals
 from tfamp.accumulation.rewrite import rename_functions
 
 _numbers = itertools.count()
@@ -47,15 +47,13 @@ def as_function(operation: tf.Operation, is_float32: bool) -> Callable:
         given.attr["dtype"].type = tensor.dtype.as_datatype_enum
         node.input.append(name)
     definition.library.CopyFrom(full.library)
-    registered = []
+    registered: list[str] = []
     if is_float32:
         widen(definition)
-        # The runtime looks for the bodies of loops and branches by name, and
-        # an import alone tells their graph only.
         rename_functions(definition, f"_tfamp_shadow_{next(_numbers)}")
-        for function in definition.library.function:
-            context.context().add_function_def(function)
-            registered.append(function.signature.name)
+        registered = tensorflow_internals.register_functions(
+            definition.library.function
+        )
 
     def imported():
         tf.graph_util.import_graph_def(definition, name="")
@@ -65,14 +63,10 @@ def as_function(operation: tf.Operation, is_float32: bool) -> Callable:
         [f"{name}:0" for name in names],
         [f"it:{i}" for i in range(len(operation.outputs))],
     )
-    weakref.finalize(pruned, _forget, registered).atexit = False
+    weakref.finalize(
+        pruned, tensorflow_internals.forget_functions, registered
+    ).atexit = False
     return pruned
-
-
-def _forget(names: list[str]) -> None:
-    for name in names:
-        if context.context().has_function(name):
-            context.context().remove_function(name)
 
 
 def widen(definition: tf.compat.v1.GraphDef) -> None:
