@@ -41,13 +41,18 @@ def sum_over_replicas(
         The sums, in the values' own dtypes. A sum of booleans tells whether
         any is true; one of integers wraps around. Rows of `tf.IndexedSlices`
         are those of all replicas, one after the other: they are added up by
-        who uses them, in what dtype they like.
+        who uses them, in what dtype they like. Where the graph does not know
+        how many rows there are, as many cross as their tensor has, and the sum
+        is dense: TensorFlow's collectives take one shape only in all steps of
+        a loop.
     """
     if not values or _replicas() == 1:
         return list(values)
     groups: dict[object, list[int]] = {}
     sent = []
     for i, value in enumerate(values):
+        if _has_any_number_of_rows(value):
+            value = _dense(value)
         is_sparse = isinstance(value, tf.IndexedSlices)
         convert = _to_gather if is_sparse else _to_add
         sent.append(map_values(functools.partial(convert, dtype=dtype), value))
@@ -287,6 +292,25 @@ def _comparable(tensor: tf.Tensor) -> tf.Tensor:
     if tensor.dtype.is_floating:
         return _wide(tensor)
     return tf.cast(tensor, tf.int64)
+
+
+def _has_any_number_of_rows(value: Value) -> bool:
+    return (
+        isinstance(value, tf.IndexedSlices)
+        and value.dense_shape is not None
+        and value.indices.shape.num_elements() is None
+    )
+
+
+def _dense(slices: tf.IndexedSlices) -> tf.Tensor:
+    """The tensor of which slices are rows, each index once."""
+    values = slices.values
+    return tf.math.unsorted_segment_sum(
+        # 16 bits would lose what is small beside the sum so far.
+        _wide(values) if values.dtype.is_floating else values,
+        slices.indices,
+        slices.dense_shape[0],
+    )
 
 
 def _count(tensor: tf.Tensor):
