@@ -43,10 +43,10 @@ class Penalty(keras.layers.Layer):
 
 
 def draw(seed):
-    """A case: what the model is, how it is trained, and a batch."""
+    """A case: what the model is, how it is trained, and its batches."""
     choose = random.Random(seed)
     numbers = np.random.default_rng(seed)
-    rows, tokens = choose.randint(2, 9), choose.randint(1, 5)
+    sizes = [(choose.randint(2, 9), choose.randint(1, 5))]
     loss = choose.choice(LOSSES)
     is_own = loss.startswith("own")
     case = {
@@ -59,8 +59,16 @@ def draw(seed):
         "regularizer": choose.choice([None, "l2"]),
         "replicas": choose.choice([1, 2, 3]),
         "microbatches": choose.choice([1, 2, 3]),
-        "tokens": tokens,
     }
+    weights = choose.choice([None, "rows", "tokens"])
+    if choose.random() < 0.5:
+        # Another step of the same graph call, of a size of its own.
+        sizes.append((choose.randint(1, 9), choose.randint(1, 5)))
+    weights = None if is_own else weights
+    return case, [_batch(loss, weights, *size, numbers) for size in sizes]
+
+
+def _batch(loss, weights, rows, tokens, numbers):
     ids = numbers.integers(0, 3, (rows, tokens)) * numbers.integers(
         1, 5, (rows, tokens)
     )
@@ -70,11 +78,10 @@ def draw(seed):
     if loss == "ignore_class":
         y = np.where(numbers.random((rows, tokens)) < 0.4, -1, y)
     batch = [ids.astype("int32"), y]
-    weights = choose.choice([None, "rows", "tokens"])
-    if weights and not is_own:
+    if weights:
         shape = (rows, tokens if weights == "tokens" else 1)
         batch.append(numbers.uniform(0, 2, shape).astype("float32"))
-    return case, tuple(batch)
+    return tuple(batch)
 
 
 def build(case, dtype):
@@ -95,7 +102,7 @@ def build(case, dtype):
         "own mean": own_mean,
         "own sum": own_sum,
     }[case["loss"]]
-    inputs = keras.Input([case["tokens"]], dtype="int32")
+    inputs = keras.Input([None], dtype="int32")
     x = keras.layers.Embedding(
         WORDS, case["width"], mask_zero=case["is_masked"]
     )(inputs)
@@ -130,33 +137,49 @@ def policy(dtype):
         keras.config.set_dtype_policy(before)
 
 
-def reference(case, batch, weights):
-    """Update and loss of the whole batch on one device in float64."""
+def reference(case, batches, weights):
+    """Updates and loss of whole batches on one device in float64."""
     with policy("float64"):
         model = build(case, "float64")
         model.set_weights(weights)
-        x, y, sample_weight = (*batch, None)[:3]
-        with tf.GradientTape() as tape:
-            outputs = model(x, training=True)
-            loss = model.compute_loss(x, y, outputs, sample_weight)
-        variables = [v.value for v in model.trainable_variables]
-        gradients = tape.gradient(loss, variables)
-        return float(loss), [
-            0.5 * tf.convert_to_tensor(gradient).numpy()
-            for gradient in gradients
+        losses = []
+        for batch in batches:
+            x, y, sample_weight = (*batch, None)[:3]
+            with tf.GradientTape() as tape:
+                outputs = model(x, training=True)
+                loss = model.compute_loss(x, y, outputs, sample_weight)
+            losses.append(float(loss))
+            variables = [v.value for v in model.trainable_variables]
+            gradients = tape.gradient(loss, variables)
+            for variable, gradient in zip(variables, gradients, strict=True):
+                variable.assign_sub(0.5 * tf.convert_to_tensor(gradient))
+        updates = [
+            before - after
+            for before, after in zip(weights, model.get_weights(), strict=True)
         ]
+        rows = [len(batch[0]) for batch in batches]
+        return np.average(losses, weights=rows), updates
 
 
 def check(seed, mirrored):
-    case, batch = draw(seed)
+    case, batches = draw(seed)
     with mirrored(case["replicas"]).scope():
         model = build(case, "float32")
     before = model.get_weights()
-    loss, updates = reference(case, batch, before)
-    data = tf.data.Dataset.from_tensor_slices(batch).batch(len(batch[0]))
-    # Its size is unknown, so that any is split.
+    loss, updates = reference(case, batches, before)
+    # Their sizes are unknown, so that any is split.
+    data = tf.data.Dataset.from_generator(
+        lambda: iter(batches),
+        output_signature=tuple(
+            tf.TensorSpec([None] * part.ndim, part.dtype) for part in batches[0]
+        ),
+    )
     history = tfamp.fit(
-        model, data, microbatches=case["microbatches"], verbose=0
+        model,
+        data,
+        microbatches=case["microbatches"],
+        steps_per_loop=2,
+        verbose=0,
     )
     largest = max(np.abs(update).max() for update in updates)
     for value, start, update in zip(
