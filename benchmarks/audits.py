@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 from benchmarks import audit, compiled
-from benchmarks.program import run
+from benchmarks.program import check_known, run
 from tfamp.errors import InputError
 from tfamp.files.output import make_folder, output_folder, write_atomically
 from tfamp.recipe.flags import check_ranges, flag
@@ -47,17 +47,9 @@ class Config:
 
     def __post_init__(self):
         check_ranges(self)
-        for given, known in (
-            (self.recipes, audit.RECIPES),
-            (self.precisions, audit.PRECISIONS),
-            (self.audits, AUDITS),
-        ):
-            unknown = [each for each in given if each not in known]
-            if unknown:
-                raise InputError(
-                    f"Unknown {unknown[0]!r}; expected some of "
-                    f"{', '.join(known)}."
-                )
+        check_known(self.recipes, audit.RECIPES)
+        check_known(self.precisions, audit.PRECISIONS)
+        check_known(self.audits, AUDITS)
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """A benchmark as a program: flags in, an exit status out."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from tfamp.errors import InputError
 from tfamp.recipe import describe_exit, quiet_tensorflow
 from tfamp.recipe.flags import parse_flags
 
@@ -44,3 +45,16 @@ def run(
         print(f"tfamp: {described[0]}", file=sys.stderr)
         return described[1]
     return 0
+
+
+def check_known(given: Collection[str], known: Collection[str]) -> None:
+    """Checks the value of a flag that names some of several things.
+
+    Raises:
+        InputError: one is none of them.
+    """
+    for each in given:
+        if each not in known:
+            raise InputError(
+                f"Unknown {each!r}; expected some of {', '.join(known)}."
+            )

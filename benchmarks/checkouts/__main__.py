@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.program import run
+from benchmarks.program import check_known, run
 from tfamp.errors import InputError, JobError
 from tfamp.precision.policy import PRECISIONS
 from tfamp.recipe.flags import check_ranges, flag
@@ -54,16 +54,8 @@ class Config:
 
     def __post_init__(self):
         check_ranges(self)
-        for given, known in (
-            (self.cases, STEPS),
-            (self.precisions, PRECISIONS),
-        ):
-            unknown = [each for each in given if each not in known]
-            if unknown:
-                raise InputError(
-                    f"Unknown {unknown[0]!r}; expected some of "
-                    f"{', '.join(known)}."
-                )
+        check_known(self.cases, STEPS)
+        check_known(self.precisions, PRECISIONS)
 
 
 @dataclasses.dataclass(frozen=True)
