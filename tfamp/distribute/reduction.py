@@ -42,7 +42,7 @@ def sum_over_replicas(
         any is true; one of integers wraps around. Rows of `tf.IndexedSlices`
         are those of all replicas, one after the other: they are added up by
         who uses them, in what dtype they like. Where the graph does not know
-        how many rows there are, as many cross as their tensor has, and the sum
+        how many rows there are, the whole tensor crosses, and the sum
         is dense: TensorFlow's collectives take one shape only in all steps of
         a loop.
     """
