@@ -56,6 +56,26 @@ def test_sums_are_made_in_16_bits_only_where_that_is_asked_for(
         assert float(total) == expected
 
 
+def test_any_number_of_rows_is_summed_in_float32(mirrored):
+    strategy = mirrored(2)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
+    def run(indices):
+        def on_replica():
+            values = tf.ones([tf.size(indices), 1], tf.bfloat16)
+            rows = tf.IndexedSlices(values, indices, tf.constant([3, 1]))
+            return reduction.sum_over_replicas([rows])[0]
+
+        return strategy.run(on_replica)
+
+    # bfloat16 would stall at 256 on either replica.
+    for total in strategy.experimental_local_results(run([2] * 300)):
+        assert total.dtype == tf.bfloat16
+        np.testing.assert_array_equal(
+            tf.cast(total, "float32"), [[0], [0], [600]]
+        )
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9])
 @pytest.mark.parametrize(
     "dtype", ["int8", "bool", "bfloat16", "float32", "int64", "uint16"]
