@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfamp.distribute import reduction
 
 ROWS = 6
+MANY_ROWS = 2**17
 MIXES = {
     "one": ("bfloat16",),
     "two": ("bfloat16", "float32"),
@@ -22,6 +23,12 @@ MIXES = {
 }
 # Each choice is traced once a replica, and each sparse tensor takes its time.
 SPARSE = 4
+# Of these the graph does not know how many rows cross; a small one does whole.
+TABLES = [
+    (rows, name)
+    for rows in (ROWS, MANY_ROWS)
+    for name in ("float32", "bfloat16")
+]
 CHOICES = {
     "one": (("dense", None), ("sparse", None), ("both", "bfloat16")),
     "two": (("dense", "bfloat16"), ("both", "float16")),
@@ -65,12 +72,12 @@ def crossed(strategy):
         )
         return tf.gather(tf.constant(every), replica)
 
-    def slices(replica, name):
+    def slices(replica, name, rows=ROWS, none=0):
         mine = tensor(replica, name, (2, 3))
-        used = 1 + tf.minimum(replica, 1)
+        used = 1 + tf.minimum(replica, 1) + none
         indices = tf.stack([0, replica + 1])
         return tf.IndexedSlices(
-            mine[:used], indices[:used], tf.constant([ROWS, 3])
+            mine[:used], indices[:used], tf.constant([rows, 3])
         )
 
     def on_replica():
@@ -105,6 +112,11 @@ def crossed(strategy):
                 tf.stack([1.0, -0.0, np.inf, mine]),
                 tf.cast(tf.stack([mine, 3.0]), tf.bfloat16),
             ]
+        )
+        # Known when the graph runs.
+        none = tf.random.uniform([], 0, 1, tf.int32)
+        got["rows"] = reduction.sum_over_replicas(
+            [slices(replica, name, rows, none) for rows, name in TABLES]
         )
         # Of lengths that are known in the graph alone.
         anew = tf.range(tf.random.uniform([], 3, 4, tf.int32))
@@ -198,6 +210,9 @@ def check(results, replicas, local):
         np.testing.assert_array_equal(
             read(results, f"mean/1/{r}").astype("float64"), [mean, 3.0]
         )
+        for i, (rows, name) in enumerate(TABLES):
+            is_whole = rows == ROWS and replicas > 1
+            _check_rows(results, f"rows/{i}/{r}", name, replicas, is_whole)
         first, second = (read(results, f"unknown/{i}/{r}") for i in (0, 1))
         np.testing.assert_array_equal(first, [[0, 1, 2]] * replicas)
         np.testing.assert_array_equal(
@@ -226,13 +241,15 @@ def _check_sums(results, mix, names, replicas, r):
             np.testing.assert_array_equal(value, expected)
 
 
-def _check_rows(results, at, name, replicas):
-    expected = [rows_of(k, name) for k in range(replicas)]
+def _check_rows(results, at, name, replicas, is_whole=False):
+    every = [rows_of(k, name) for k in range(replicas)]
+    expected, indices = map(np.concatenate, zip(*every, strict=True))
+    if is_whole:
+        table = np.zeros((ROWS, 3))
+        np.add.at(table, indices, expected)
+        indices = np.unique(indices)
+        expected = table[indices]
     value = read(results, f"{at}/values")
     assert value.dtype == numpy_dtype(name)
-    np.testing.assert_array_equal(
-        value, np.concatenate([rows for rows, _ in expected])
-    )
-    np.testing.assert_array_equal(
-        results[f"{at}/indices"], np.concatenate([i for _, i in expected])
-    )
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(results[f"{at}/indices"], indices)

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.conftest import mostly_long
 from tests.distribute import reduction_cases as cases
-from tfamp.distribute import reduction
+from tfamp.distribute import reduction, table_rows
 
 
 # Two replicas have TensorFlow's own collectives, four reduce to one device.
@@ -56,24 +56,67 @@ def test_sums_are_made_in_16_bits_only_where_that_is_asked_for(
         assert float(total) == expected
 
 
-def test_any_number_of_rows_is_summed_in_float32(mirrored):
-    strategy = mirrored(2)
+@pytest.mark.parametrize("is_small", [True, False])
+@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
+def test_rows_of_any_number_are_those_of_all_replicas(
+    dtype, replicas, is_small, mirrored, monkeypatch
+):
+    monkeypatch.setattr(table_rows, "_SMALL", 28 if is_small else 0)
+    # A piece has 5 rows of the one, and 3 of the other.
+    monkeypatch.setattr(table_rows, "_ROWS", 5)
+    monkeypatch.setattr(table_rows, "_NUMBERS", 3 * 7)
+    strategy = mirrored(replicas)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
-    def run(indices):
-        def on_replica():
-            values = tf.ones([tf.size(indices), 1], tf.bfloat16)
-            rows = tf.IndexedSlices(values, indices, tf.constant([3, 1]))
-            return reduction.sum_over_replicas([rows])[0]
-
-        return strategy.run(on_replica)
-
-    # bfloat16 would stall at 256 on either replica.
-    for total in strategy.experimental_local_results(run([2] * 300)):
-        assert total.dtype == tf.bfloat16
-        np.testing.assert_array_equal(
-            tf.cast(total, "float32"), [[0], [0], [600]]
+    def of_replica(i, step, width):
+        count = (3 * i + 4 * step) % 11
+        indices = tf.range(count) * (i + 1) % 4
+        values = tf.range(count * width) % 100 + step
+        return tf.IndexedSlices(
+            tf.reshape(tf.cast(values, dtype), [-1, width]),
+            indices,
+            tf.constant([4, width]),
         )
+
+    def add_up(slices):
+        return tf.math.unsorted_segment_sum(slices.values, slices.indices, 4)
+
+    def on_replica(step):
+        replica = tf.distribute.get_replica_context()
+        i = replica.replica_id_in_sync_group
+        totals = reduction.sum_over_replicas(
+            [of_replica(i, step, width) for width in (2, 7)]
+        )
+        return [part for e in totals for part in (add_up(e), e.indices)]
+
+    @tf.function
+    def run(steps):
+        for step in tf.range(steps):
+            results = strategy.run(on_replica, args=(step,))
+            for result in zip(
+                *map(strategy.experimental_local_results, results), strict=True
+            ):
+                tf.numpy_function(note, [step, *result], [])
+
+    found = []
+
+    def note(*values):
+        found.append(values)
+
+    run(6)
+
+    assert len(found) == 6 * replicas
+    for step, *parts in found:
+        for width, total, indices in zip(
+            (2, 7), parts[::2], parts[1::2], strict=True
+        ):
+            slices = [of_replica(i, step, width) for i in range(replicas)]
+            np.testing.assert_array_equal(total, sum(map(add_up, slices)))
+            wanted = np.concatenate([e.indices for e in slices])
+            np.testing.assert_array_equal(
+                np.sort(indices),
+                np.unique(wanted) if is_small else np.sort(wanted),
+            )
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9])

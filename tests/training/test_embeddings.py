@@ -8,6 +8,7 @@ from keras import layers
 
 import tfamp
 from tests.conftest import mostly_long
+from tfamp.distribute import table_rows
 
 WORDS, WIDTH = 9, 3
 
@@ -84,27 +85,38 @@ STEPS = {
 
 
 @pytest.mark.parametrize(
-    ("steps", "table", "optimizer", "replicas", "microbatches"),
+    ("steps", "table", "optimizer", "replicas", "microbatches", "small"),
     mostly_long(
         [
-            (steps, table, optimizer, replicas, microbatches)
+            (steps, table, optimizer, replicas, microbatches, small)
             for steps in STEPS
             for table in ("Embedding", "Lookup")
             for optimizer in ("SGD", "Adam")
             # Two have the collectives that GPUs use.
             for replicas in (2, 3)
             for microbatches in (1, 2)
+            # No larger table crosses whole: then its rows do, 5 at a time.
+            for small in (WORDS * WIDTH, 0)
         ],
         always=[
-            ("a smaller last batch", "Embedding", "Adam", 2, 1),
-            ("both", "Embedding", "SGD", 2, 2),
-            ("lengths", "Lookup", "SGD", 2, 1),
+            ("a smaller last batch", "Embedding", "Adam", 2, 1, 0),
+            ("both", "Embedding", "SGD", 2, 2, WORDS * WIDTH),
+            ("lengths", "Lookup", "SGD", 2, 1, 0),
         ],
     ),
 )
 def test_any_number_of_rows_trains_as_keras_does_on_one_device(
-    steps, table, optimizer, replicas, microbatches, mirrored
+    steps,
+    table,
+    optimizer,
+    replicas,
+    microbatches,
+    small,
+    mirrored,
+    monkeypatch,
 ):
+    monkeypatch.setattr(table_rows, "_SMALL", small)
+    monkeypatch.setattr(table_rows, "_ROWS", 5)
     model = build("Product", "float64", optimizer)
     begin = [weight.astype("float32") for weight in model.get_weights()]
     model.set_weights(begin)

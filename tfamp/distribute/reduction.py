@@ -17,7 +17,13 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from tfamp.distribute import table_rows
+from tfamp.tensorflow_internals import is_compiled_by_xla
+
 Value: TypeAlias = tf.Tensor | tf.IndexedSlices
+_Crossing: TypeAlias = tuple[
+    Callable[[list[Any]], Sequence[Any]], tf.DType | None
+]
 
 # What tf.raw_ops.CollectiveGatherV2 takes, but for int32: MirroredStrategy
 # takes only one int32 tensor at a time, and on the host.
@@ -40,36 +46,23 @@ def sum_over_replicas(
     Returns:
         The sums, in the values' own dtypes. A sum of booleans tells whether
         any is true; one of integers wraps around. Rows of `tf.IndexedSlices`
-        are those of all replicas, one after the other: they are added up by
-        who uses them, in what dtype they like. Where the graph does not know
-        how many rows there are, the whole tensor crosses, and the sum
-        is dense: TensorFlow's collectives take one shape only in all steps of
-        a loop.
+        are those of all replicas, in no order: they are added up by who uses
+        them, in what dtype they like. Where XLA compiles, which knows no rows
+        of any number, the sum of such is dense.
     """
     if not values or _replicas() == 1:
         return list(values)
-    groups: dict[object, list[int]] = {}
-    sent = []
-    for i, value in enumerate(values):
-        if _has_any_number_of_rows(value):
-            value = _dense(value)
-        is_sparse = isinstance(value, tf.IndexedSlices)
-        convert = _to_gather if is_sparse else _to_add
-        sent.append(map_values(functools.partial(convert, dtype=dtype), value))
-        groups.setdefault(is_sparse or sent[-1].dtype, []).append(i)
-    replica = tf.distribute.get_replica_context()
+    sent = [_to_sum(value, dtype) for value in values]
+    groups: dict[_Crossing, list[int]] = {}
+    for i, value in enumerate(sent):
+        groups.setdefault(_crossing(value), []).append(i)
     reduced = list(values)
-    # One call a dtype: within one, TensorFlow packs without looking at them.
-    for positions in groups.values():
-        sums = replica.all_reduce(
-            tf.distribute.ReduceOp.SUM, [sent[i] for i in positions]
-        )
+    for (cross, _), positions in groups.items():
+        sums = cross([sent[i] for i in positions])
         for i, total in zip(positions, sums, strict=True):
             reduced[i] = total
     return [
-        map_values(
-            functools.partial(_from_wire, own=value.dtype, dtype=dtype), total
-        )
+        _as_summed(total, value, dtype)
         for total, value in zip(reduced, values, strict=True)
     ]
 
@@ -251,8 +244,53 @@ def _by_dtype(values: Sequence[tf.Tensor]) -> list[list[int]]:
 
 def _add_words(words: tf.Tensor) -> tf.Tensor:
     """The sum over replicas, of which one alone gives other than zeros."""
+    [total] = _all_reduce([words])
+    return total
+
+
+def _to_sum(value: Value, dtype: str | None) -> Value:
+    if table_rows.are_of_any_number(value):
+        if is_compiled_by_xla():
+            value = table_rows.add_up(_wide_rows(value))
+        elif table_rows.are_of_small_table(value):
+            value = table_rows.to_table(_wide_rows(value))
+    is_sparse = isinstance(value, tf.IndexedSlices)
+    convert = _to_gather if is_sparse else _to_add
+    return map_values(functools.partial(convert, dtype=dtype), value)
+
+
+def _as_summed(total: Value, value: Value, dtype: str | None) -> Value:
+    """A sum of what `_to_sum` made of values, as these are."""
+    total = map_values(
+        functools.partial(_from_wire, own=value.dtype, dtype=dtype), total
+    )
+    is_table = isinstance(total, tf.Tensor) and not is_compiled_by_xla()
+    if is_table and table_rows.are_of_any_number(value):
+        return table_rows.from_table(total, value)
+    return total
+
+
+def _crossing(value: Value) -> _Crossing:
+    """What takes such values over, those of one dtype in one call.
+
+    Within a call TensorFlow packs without looking at dtypes.
+    """
+    if table_rows.are_of_any_number(value):
+        return _gather_in_pieces, None
+    is_sparse = isinstance(value, tf.IndexedSlices)
+    return _all_reduce, None if is_sparse else value.dtype
+
+
+def _all_reduce(values: list[Value]) -> list[Value]:
     replica = tf.distribute.get_replica_context()
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, words)
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def _gather_in_pieces(
+    slices: list[tf.IndexedSlices],
+) -> list[tf.IndexedSlices]:
+    [pieces] = maximum([table_rows.count_pieces(slices)])
+    return table_rows.gather(slices, pieces)
 
 
 def _to_add(tensor: tf.Tensor, dtype: str | None) -> tf.Tensor:
@@ -287,30 +325,16 @@ def _wide(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(tensor, tf.float32) if is_narrow else tensor
 
 
+def _wide_rows(slices: tf.IndexedSlices) -> tf.IndexedSlices:
+    """Rows that are to be added: 16 bits lose what is small beside the sum."""
+    return map_values(_wide, slices) if slices.dtype.is_floating else slices
+
+
 def _comparable(tensor: tf.Tensor) -> tf.Tensor:
     """In a dtype that any device finds a maximum of; exact."""
     if tensor.dtype.is_floating:
         return _wide(tensor)
     return tf.cast(tensor, tf.int64)
-
-
-def _has_any_number_of_rows(value: Value) -> bool:
-    return (
-        isinstance(value, tf.IndexedSlices)
-        and value.dense_shape is not None
-        and value.indices.shape.num_elements() is None
-    )
-
-
-def _dense(slices: tf.IndexedSlices) -> tf.Tensor:
-    """The tensor of which slices are rows, each index once."""
-    values = slices.values
-    return tf.math.unsorted_segment_sum(
-        # 16 bits would lose what is small beside the sum so far.
-        _wide(values) if values.dtype.is_floating else values,
-        slices.indices,
-        slices.dense_shape[0],
-    )
 
 
 def _count(tensor: tf.Tensor):
