@@ -68,7 +68,7 @@ def costs(record: Record) -> Table:
             "gradient's error",
             "milliseconds",
             "of float32's time",
-            "products in 16 bits",
+            "products not in float32",
         ),
         [
             (
