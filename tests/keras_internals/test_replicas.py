@@ -7,14 +7,14 @@ import tensorflow as tf
 from tfamp import keras_internals
 
 
-def test_sums_of_gradients_go_through_another_function_and_back():
+def test_another_function_sums_gradients_for_a_while():
     weight = keras.Variable([1.0])
     optimizer = keras.optimizers.SGD(1.0)
     optimizer.build([weight])
 
-    def doubled(own, by, pairs):
+    def doubled(by, pairs):
         assert by is optimizer
-        return own(by, [(2 * gradient, v) for gradient, v in pairs])
+        return [(2 * gradient, v) for gradient, v in pairs]
 
     with keras_internals.gradient_sums_replaced(doubled):
         optimizer.apply([tf.constant([1.0])], [weight])

@@ -60,12 +60,24 @@ LOOKUPS = {
 }
 
 
-def build(table, dtype, optimizer):
+class OwnStep(keras.Model):
+    """Sums of gradients are left to its optimizer."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def build(table, dtype, optimizer, cls=keras.Model):
     keras.utils.set_random_seed(0)
     tokens = keras.Input([None], dtype="int32")
     lookup = LOOKUPS[table](dtype=dtype)
     x = layers.GlobalAveragePooling1D(dtype=dtype)(lookup(tokens))
-    model = keras.Model(tokens, layers.Dense(2, dtype=dtype)(x))
+    model = cls(tokens, layers.Dense(2, dtype=dtype)(x))
     model.compile(
         keras.optimizers.SGD(0.3, momentum=0.9)
         if optimizer == "SGD"
@@ -82,26 +94,34 @@ STEPS = {
     "lengths": ([2, 7, 4, 1], [8, 8, 8, 8]),
     "both": ([2, 7, 4, 4], [8, 6, 8, 2]),
 }
+# Of a training: the class of its model, and microbatches.
+KINDS = {
+    "plain": (keras.Model, 1),
+    "in two pieces": (keras.Model, 2),
+    "own step": (OwnStep, 1),
+}
 
 
 @pytest.mark.parametrize(
-    ("steps", "table", "optimizer", "replicas", "microbatches", "small"),
+    ("steps", "table", "optimizer", "replicas", "kind", "small"),
     mostly_long(
         [
-            (steps, table, optimizer, replicas, microbatches, small)
+            (steps, table, optimizer, replicas, kind, small)
             for steps in STEPS
             for table in ("Embedding", "Lookup")
             for optimizer in ("SGD", "Adam")
             # Two have the collectives that GPUs use.
             for replicas in (2, 3)
-            for microbatches in (1, 2)
+            for kind in KINDS
             # No larger table crosses whole: then its rows do, 5 at a time.
             for small in (WORDS * WIDTH, 0)
         ],
         always=[
-            ("a smaller last batch", "Embedding", "Adam", 2, 1, 0),
-            ("both", "Embedding", "SGD", 2, 2, WORDS * WIDTH),
-            ("lengths", "Lookup", "SGD", 2, 1, 0),
+            ("a smaller last batch", "Embedding", "Adam", 2, "plain", 0),
+            ("both", "Embedding", "SGD", 2, "in two pieces", WORDS * WIDTH),
+            ("lengths", "Lookup", "SGD", 2, "plain", 0),
+            ("lengths", "Embedding", "SGD", 2, "own step", WORDS * WIDTH),
+            ("both", "Lookup", "Adam", 2, "own step", 0),
         ],
     ),
 )
@@ -110,11 +130,12 @@ def test_any_number_of_rows_trains_as_keras_does_on_one_device(
     table,
     optimizer,
     replicas,
-    microbatches,
+    kind,
     small,
     mirrored,
     monkeypatch,
 ):
+    cls, microbatches = KINDS[kind]
     monkeypatch.setattr(table_rows, "_SMALL", small)
     monkeypatch.setattr(table_rows, "_ROWS", 5)
     model = build("Product", "float64", optimizer)
@@ -126,7 +147,7 @@ def test_any_number_of_rows_trains_as_keras_does_on_one_device(
     right = model.get_weights()
 
     with mirrored(replicas).scope():
-        model = build(table, "float32", optimizer)
+        model = build(table, "float32", optimizer, cls)
         model.set_weights(begin)
     tfamp.fit(
         model,
@@ -142,7 +163,8 @@ def test_any_number_of_rows_trains_as_keras_does_on_one_device(
         np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-6)
 
 
-def test_a_table_in_16_bits_has_the_sum_of_all_replicas(mirrored):
+@pytest.mark.parametrize("cls", [keras.Model, OwnStep])
+def test_a_table_in_16_bits_has_the_sum_of_all_replicas(cls, mirrored):
     # A row in each of 1,024 examples: bfloat16 would stall at 256.
     x = np.zeros((1024 + 512, 1), "int32")
     y = np.zeros((len(x), WIDTH), "float32")
@@ -154,7 +176,7 @@ def test_a_table_in_16_bits_has_the_sum_of_all_replicas(mirrored):
             WORDS, WIDTH, embeddings_initializer="ones", dtype="bfloat16"
         )
         outputs = layers.Flatten(dtype="float32")(table(tokens))
-        model = keras.Model(tokens, outputs)
+        model = cls(tokens, outputs)
         model.compile(keras.optimizers.SGD(0.5), _linear)
     tfamp.fit(model, data, verbose=0, steps_per_loop=2)
     # Of each step the mean gradient is 1: from 1 to 0.5 and to 0.

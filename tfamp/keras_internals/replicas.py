@@ -77,12 +77,8 @@ def gradient_sums_replaced(function: Callable) -> Iterator[None]:
     """Within it, this thread's optimizers sum gradients over replicas by this.
 
     Args:
-        function: takes Keras's own, the optimizer, and pairs of gradients and
-            variables.
+        function: takes the optimizer, and pairs of gradients and variables.
     """
     owner = keras.src.backend.tensorflow.optimizer.TFOptimizer
-    own = own_function(vars(owner)["_all_reduce_sum_gradients"])
-    with of_threads(owner, "_all_reduce_sum_gradients").replaced(
-        functools.partial(function, own)
-    ):
+    with of_threads(owner, "_all_reduce_sum_gradients").replaced(function):
         yield

@@ -18,6 +18,7 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
+from tfamp.scaling.gradients import all_reduce
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 
@@ -263,11 +264,12 @@ class OwnStep:
             return gradients
         return [_times(g, 1.0 / _replicas()) for g in gradients]
 
-    def _of_plain(self, own, optimizer, grads_and_vars):
+    def _of_plain(self, optimizer, grads_and_vars):
         """In place of the sum that Keras's optimizers take."""
         gradients, variables = map(list, zip(*grads_and_vars, strict=True))
         gradients = self.divided(optimizer, gradients)
-        return own(optimizer, list(zip(gradients, variables, strict=True)))
+        sums = all_reduce(gradients, [False] * len(gradients))
+        return list(zip(sums, variables, strict=True))
 
     def _note(self) -> None:
         self._is_reduced = True
