@@ -1,5 +1,6 @@
 """The plots of `tfamp parity`."""
 
+import pathlib
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def differences(record: Record) -> Plot:
             s=24,
             color=color,
             marker=marker,
-            label=test["precision"],
+            label=_short(test["precision"]),
         )
         if test["confidence_interval"] is not None:
             low, high = test["confidence_interval"]
@@ -53,7 +54,9 @@ def differences(record: Record) -> Plot:
                 color=color,
                 marker=marker,
             )
-    axes.set_yticks(range(len(tests)), [test["precision"] for test in tests])
+    axes.set_yticks(
+        range(len(tests)), [_short(test["precision"]) for test in tests]
+    )
     axes.set_ylim(len(tests) - 0.4, -0.6)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(f"{plots.literal(record['metric'])}, less that of float32")
@@ -182,8 +185,13 @@ def _hidden_label(run):
 
 def _add_legend(figure, axes, precisions):
     for precision in precisions:
-        axes.plot([], [], label=precision, **_line(precision))
+        axes.plot([], [], label=_short(precision), **_line(precision))
     figure.legend(frameon=False, ncols=4, loc="outside upper left")
+
+
+def _short(precision: str) -> str:
+    """Of a map its folder and its name: a whole path leaves no room to draw."""
+    return "/".join(pathlib.PurePath(precision).parts[-2:])
 
 
 def _positive(values):
