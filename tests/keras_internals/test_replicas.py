@@ -7,16 +7,19 @@ import tensorflow as tf
 from tfamp import keras_internals
 
 
-def test_another_function_sums_gradients_for_a_while():
+def test_another_function_applies_gradients_for_a_while():
     weight = keras.Variable([1.0])
     optimizer = keras.optimizers.SGD(1.0)
     optimizer.build([weight])
 
-    def doubled(by, pairs):
+    def doubled(own, by, gradients, variables=None):
         assert by is optimizer
-        return [(2 * gradient, v) for gradient, v in pairs]
+        assert not keras_internals.takes_reduced_gradients(by)
+        with keras_internals.gradients_already_reduced(by):
+            assert keras_internals.takes_reduced_gradients(by)
+        own(by, [2 * gradient for gradient in gradients], variables)
 
-    with keras_internals.gradient_sums_replaced(doubled):
+    with keras_internals.updates_replaced(doubled):
         optimizer.apply([tf.constant([1.0])], [weight])
     np.testing.assert_array_equal(weight, [-1.0])
     optimizer.apply([tf.constant([1.0])], [weight])

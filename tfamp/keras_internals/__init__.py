@@ -102,9 +102,9 @@ from tfamp.keras_internals.quantization import (
 from tfamp.keras_internals.replacing import own_function
 from tfamp.keras_internals.replicas import (
     divisions_noted,
-    gradient_sums_replaced,
     is_made_in_scope,
     losses_of_replica_replaced,
+    updates_replaced,
 )
 from tfamp.keras_internals.session import (
     forget_global_seed_generator,
@@ -127,6 +127,7 @@ from tfamp.keras_internals.updates import (
     gradients_already_clipped,
     gradients_already_reduced,
     schedules_on_host,
+    takes_reduced_gradients,
     update_replaced,
     updates_as,
 )
@@ -180,7 +181,6 @@ __all__ = [
     "forget_initial_epoch",
     "global_clip_norm",
     "global_seed_generator",
-    "gradient_sums_replaced",
     "gradients_already_clipped",
     "gradients_already_reduced",
     "graph_inputs",
@@ -233,11 +233,13 @@ __all__ = [
     "stored",
     "sublayers",
     "symbolic_batch",
+    "takes_reduced_gradients",
     "train_validation_split",
     "uncast_value",
     "unreduced_loss",
     "update_replaced",
     "updates_as",
+    "updates_replaced",
     "values_replaced",
     "variable_index",
     "variables_made_by",

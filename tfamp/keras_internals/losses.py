@@ -85,11 +85,14 @@ def additional_losses_in_float32(model: keras.Model) -> Iterator[None]:
     Keras takes them in the dtype they come in, and a float16 one cannot be
     added to the float32 loss of the outputs: a TypeError.
     """
-    aggregate = model._aggregate_additional_loss
+    name = "_aggregate_additional_loss"
+    own = vars(model).get(name)
 
     def aggregate_in_float32(loss):
         dtype = keras.backend.result_type(loss.dtype, "float32")
-        return aggregate(keras.ops.cast(loss, dtype))
+        loss = keras.ops.cast(loss, dtype)
+        # A thread may replace that of the class, in the meantime.
+        return own(loss) if own else getattr(type(model), name)(model, loss)
 
     with methods_replaced(
         model, _aggregate_additional_loss=aggregate_in_float32

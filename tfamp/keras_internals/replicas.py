@@ -17,7 +17,7 @@ def is_made_in_scope(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def losses_of_replica_replaced(
-    scale: Callable, unscale: Callable, reduce: Callable
+    scale: Callable, unscale: Callable, reduce: Callable, add: Callable
 ) -> Iterator[None]:
     """Within it, this thread's losses are scaled and reduced by functions.
 
@@ -27,8 +27,12 @@ def losses_of_replica_replaced(
         unscale: undoes that.
         reduce: takes Keras's own function, which reduces losses and scales
             means, and its arguments: losses, weights, mask, reduction, dtype.
+        add: takes Keras's own function, which sums what `add_loss` got and
+            scales it, a model and one such loss.
     """
     module = keras.src.losses.loss
+    trainer = keras.src.backend.tensorflow.trainer.TensorFlowTrainer
+    own_add = own_function(vars(trainer)["_aggregate_additional_loss"])
     own = vars(module)["reduce_weighted_values"]
     with contextlib.ExitStack() as stack:
         for name, function in (
@@ -40,6 +44,11 @@ def losses_of_replica_replaced(
             ),
         ):
             stack.enter_context(of_threads(module, name).replaced(function))
+        stack.enter_context(
+            of_threads(trainer, "_aggregate_additional_loss").replaced(
+                functools.partial(add, own_add)
+            )
+        )
         yield
 
 
@@ -73,12 +82,14 @@ def divisions_noted(noted: list[tf.Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def gradient_sums_replaced(function: Callable) -> Iterator[None]:
-    """Within it, this thread's optimizers sum gradients over replicas by this.
+def updates_replaced(function: Callable) -> Iterator[None]:
+    """Within it, this thread's optimizers apply gradients by this.
 
     Args:
-        function: takes the optimizer, and pairs of gradients and variables.
+        function: takes Keras's own `apply`, the optimizer, gradients, and
+            variables or None.
     """
-    owner = keras.src.backend.tensorflow.optimizer.TFOptimizer
-    with of_threads(owner, "_all_reduce_sum_gradients").replaced(function):
+    owner = keras.src.optimizers.base_optimizer.BaseOptimizer
+    own = own_function(vars(owner)["apply"])
+    with of_threads(owner, "apply").replaced(functools.partial(function, own)):
         yield

@@ -29,6 +29,11 @@ def gradients_already_reduced(
         yield
 
 
+def takes_reduced_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the optimizer is within `gradients_already_reduced`."""
+    return "_all_reduce_sum_gradients" in vars(optimizer)
+
+
 @contextlib.contextmanager
 def schedules_on_host(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Within it, learning rates of schedules are computed on the host.

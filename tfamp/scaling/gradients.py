@@ -6,7 +6,7 @@ with no strategy at all. A gradient is a `tf.Tensor`, a `tf.IndexedSlices`
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -14,6 +14,16 @@ from tfamp.distribute import reduction
 
 Present: TypeAlias = tf.Tensor | tf.IndexedSlices
 Gradient: TypeAlias = Present | None
+
+
+def to_tensors(gradients: Sequence[Any]) -> list[Gradient]:
+    """As Keras's optimizers: arrays and numbers are gradients too."""
+    return [
+        each
+        if each is None or isinstance(each, (tf.Tensor, tf.IndexedSlices))
+        else tf.convert_to_tensor(each)
+        for each in gradients
+    ]
 
 
 def all_reduce(

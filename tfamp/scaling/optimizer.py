@@ -280,13 +280,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             if not self.built:
                 self.build(trainable_variables)
         variables = trainable_variables or self._trainable_variables
-        # As Keras's optimizers: arrays and numbers are gradients too.
-        grads = [
-            each
-            if each is None or isinstance(each, (tf.Tensor, tf.IndexedSlices))
-            else tf.convert_to_tensor(each)
-            for each in grads
-        ]
+        grads = gradients_lib.to_tensors(grads)
         overwrites = [
             keras_internals.overwrites_with_gradient(v) for v in variables
         ]

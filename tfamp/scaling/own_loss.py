@@ -18,7 +18,7 @@ from absl import logging
 
 from tfamp import keras_internals
 from tfamp.errors import InputError
-from tfamp.scaling.gradients import all_reduce
+from tfamp.scaling.gradients import all_reduce, to_tensors
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 
@@ -136,8 +136,15 @@ class Part:
                 note()
             return reduced
 
+        def add(own, model, loss):
+            if not len(loss.shape):
+                return own(model, loss)
+            # Keras takes the sum over rows.
+            note()
+            return self._of_sum(keras.ops.sum(loss))
+
         with keras_internals.losses_of_replica_replaced(
-            scale, self._to_mean, reduce
+            scale, self._to_mean, reduce, add
         ):
             yield
 
@@ -244,7 +251,7 @@ class OwnStep:
         try:
             with (
                 part.of_keras(self._note),
-                keras_internals.gradient_sums_replaced(self._of_plain),
+                keras_internals.updates_replaced(self._apply_plainly),
             ):
                 yield
         finally:
@@ -264,12 +271,22 @@ class OwnStep:
             return gradients
         return [_times(g, 1.0 / _replicas()) for g in gradients]
 
-    def _of_plain(self, optimizer, grads_and_vars):
-        """In place of the sum that Keras's optimizers take."""
-        gradients, variables = map(list, zip(*grads_and_vars, strict=True))
-        gradients = self.divided(optimizer, gradients)
-        sums = all_reduce(gradients, [False] * len(gradients))
-        return list(zip(sums, variables, strict=True))
+    def _apply_plainly(
+        self, own, optimizer, grads, trainable_variables=None
+    ) -> None:
+        """In place of `apply` of Keras's optimizers, which clip before the sum.
+
+        Then the gradient of the batch would not be what is clipped.
+        """
+        if not keras_internals.takes_reduced_gradients(optimizer):
+            variables = trainable_variables or optimizer._trainable_variables
+            grads = self.divided(optimizer, to_tensors(grads))
+            overwrites = map(
+                keras_internals.overwrites_with_gradient, variables
+            )
+            grads = all_reduce(grads, list(overwrites))
+        with keras_internals.gradients_already_reduced(optimizer):
+            own(optimizer, grads, trainable_variables)
 
     def _note(self) -> None:
         self._is_reduced = True

@@ -191,11 +191,14 @@ def custom_train_step(
             as they were before the step.
     """
     state = [*_statistics(model), *model.metrics_variables]
+    is_alone = model.distribute_strategy.num_replicas_in_sync == 1
+    of_rows = [] if is_alone else _metrics_of_rows(model)
     own_step = OwnStep(type(model).__name__)
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
         forget = remember(state)
+        forget_rows = remember(of_rows)
         before = [tf.convert_to_tensor(o.skipped_steps) for o in optimizers]
         with (
             rows_known(share.rows, share.batch_rows),
@@ -203,6 +206,9 @@ def custom_train_step(
             kept_by_caller(),
         ):
             logs = model.train_step(share.data)
+        if of_rows:
+            # A replica without rows has one that must not count.
+            tf.cond(share.rows > 0, lambda: None, forget_rows)
         if optimizers and state:
             after = [tf.convert_to_tensor(o.skipped_steps) for o in optimizers]
             is_skipped = tf.reduce_any(tf.not_equal(before, after))
@@ -338,6 +344,19 @@ def _statistics(model: keras.Model) -> list[tf.Variable]:
         and id(variable) not in frozen
         # Keras leaves to TensorFlow's variable what it was made as.
         and not variable.value.trainable
+    ]
+
+
+def _metrics_of_rows(model: keras.Model) -> list[keras.Variable]:
+    """What counts rows, of metrics: all but means and sums of any numbers.
+
+    Those may be of losses, of which each replica has its part.
+    """
+    return [
+        variable
+        for metric in model.metrics
+        if type(metric) not in (keras.metrics.Mean, keras.metrics.Sum)
+        for variable in metric.variables
     ]
 
 

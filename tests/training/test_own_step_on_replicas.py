@@ -1,0 +1,122 @@
+"""A model's own `train_step` on replicas, against Keras on one device."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfamp
+from tests.conftest import mostly_long
+
+
+class Own(keras.Model):
+    """As Keras's guides write it."""
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            outputs = self(x, training=True)
+            loss = self.compute_loss(x, y, outputs, sample_weight)
+        weights = self.trainable_weights
+        gradients = tape.gradient(loss, weights)
+        self.optimizer.apply(gradients, weights)
+        return self.compute_metrics(x, y, outputs, sample_weight)
+
+
+class Penalty(keras.layers.Layer):
+    """Adds a loss for each row, which Keras sums up."""
+
+    def call(self, x):
+        self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x), axis=-1))
+        return x
+
+
+def build(dtype, clipping, adds_loss):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input([4], dtype=dtype)
+    x = keras.layers.Dense(5, activation="tanh", dtype=dtype)(inputs)
+    if adds_loss:
+        x = Penalty(dtype=dtype)(x)
+    model = Own(inputs, keras.layers.Dense(2, dtype=dtype)(x))
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9, **clipping),
+        "mse",
+        metrics=["mae"],
+        weighted_metrics=["mse"],
+        jit_compile=False,
+    )
+    return model
+
+
+def batches(rows, batch, dtype):
+    random = np.random.default_rng(0)
+    return tf.data.Dataset.from_tensor_slices(
+        (
+            random.standard_normal((rows, 4)).astype(dtype),
+            3 * random.standard_normal((rows, 2)).astype(dtype),
+            random.uniform(0.1, 2, rows).astype(dtype),
+        )
+    ).batch(batch)
+
+
+@pytest.fixture
+def floatx():
+    """Leaves Keras's default dtype as it was."""
+    before = keras.config.floatx()
+    yield
+    keras.config.set_floatx(before)
+
+
+CLIPPING = {
+    "whole": {},
+    "by norm": {"clipnorm": 0.3},
+    "by global norm": {"global_clipnorm": 0.3},
+    "by value": {"clipvalue": 0.1},
+}
+# Of rows and of batches: in the last batch shares differ, or some have none.
+SIZES = {"equal": (12, 6), "other": (11, 6), "none": (13, 6)}
+
+
+@pytest.mark.parametrize(
+    ("clipping", "sizes", "adds_loss", "replicas"),
+    mostly_long(
+        [
+            (clipping, sizes, adds_loss, replicas)
+            for clipping in CLIPPING
+            for sizes in SIZES
+            for adds_loss in (False, True)
+            for replicas in (2, 3)
+        ],
+        always=[
+            ("by norm", "equal", False, 2),
+            ("by global norm", "none", True, 2),
+            ("by value", "other", True, 3),
+        ],
+    ),
+)
+def test_the_update_and_metrics_are_those_of_the_global_batch(
+    clipping, sizes, adds_loss, replicas, mirrored, floatx
+):
+    arguments = CLIPPING[clipping], adds_loss
+    keras.config.set_floatx("float64")
+    model = build("float64", *arguments)
+    begin = [each.astype("float32") for each in model.get_weights()]
+    model.set_weights(begin)
+    right = model.fit(
+        batches(*SIZES[sizes], "float64"), epochs=2, shuffle=False, verbose=0
+    ).history
+
+    keras.config.set_floatx("float32")
+    with mirrored(replicas).scope():
+        other = build("float32", *arguments)
+        other.set_weights(begin)
+    history = tfamp.fit(
+        other, batches(*SIZES[sizes], "float32"), epochs=2, verbose=0
+    ).history
+
+    for made, wanted in zip(
+        other.get_weights(), model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(made, wanted, rtol=0, atol=3e-6)
+    for name in ("mae", "mse"):
+        np.testing.assert_allclose(history[name], right[name], rtol=1e-5)
