@@ -24,17 +24,23 @@ class Own(keras.Model):
 
 
 class Penalty(keras.layers.Layer):
-    """Adds a loss for each row, which Keras sums up."""
+    """Adds a loss for each time of each row, which Keras sums up."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.supports_masking = True
 
     def call(self, x):
         self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x), axis=-1))
         return x
 
 
-def build(dtype, clipping, adds_loss):
+def build(dtype, clipping, is_masked, adds_loss):
     keras.utils.set_random_seed(0)
-    inputs = keras.Input([4], dtype=dtype)
-    x = keras.layers.Dense(5, activation="tanh", dtype=dtype)(inputs)
+    x = inputs = keras.Input([3, 4], dtype=dtype)
+    if is_masked:
+        x = keras.layers.Masking(dtype=dtype)(x)
+    x = keras.layers.Dense(5, activation="tanh", dtype=dtype)(x)
     if adds_loss:
         x = Penalty(dtype=dtype)(x)
     model = Own(inputs, keras.layers.Dense(2, dtype=dtype)(x))
@@ -50,11 +56,13 @@ def build(dtype, clipping, adds_loss):
 
 def batches(rows, batch, dtype):
     random = np.random.default_rng(0)
+    x = random.standard_normal((rows, 3, 4)).astype(dtype)
+    x[:, 1:] *= random.integers(0, 2, (rows, 2, 1))
     return tf.data.Dataset.from_tensor_slices(
         (
-            random.standard_normal((rows, 4)).astype(dtype),
-            3 * random.standard_normal((rows, 2)).astype(dtype),
-            random.uniform(0.1, 2, rows).astype(dtype),
+            x,
+            3 * random.standard_normal((rows, 3, 2)).astype(dtype),
+            random.uniform(0.1, 2, (rows, 3)).astype(dtype),
         )
     ).batch(batch)
 
@@ -78,26 +86,27 @@ SIZES = {"equal": (12, 6), "other": (11, 6), "none": (13, 6)}
 
 
 @pytest.mark.parametrize(
-    ("clipping", "sizes", "adds_loss", "replicas"),
+    ("clipping", "sizes", "is_masked", "adds_loss", "replicas"),
     mostly_long(
         [
-            (clipping, sizes, adds_loss, replicas)
+            (clipping, sizes, is_masked, adds_loss, replicas)
             for clipping in CLIPPING
             for sizes in SIZES
+            for is_masked in (False, True)
             for adds_loss in (False, True)
             for replicas in (2, 3)
         ],
         always=[
-            ("by norm", "equal", False, 2),
-            ("by global norm", "none", True, 2),
-            ("by value", "other", True, 3),
+            ("by norm", "equal", True, False, 2),
+            ("by global norm", "none", False, True, 2),
+            ("by value", "other", True, True, 3),
         ],
     ),
 )
 def test_the_update_and_metrics_are_those_of_the_global_batch(
-    clipping, sizes, adds_loss, replicas, mirrored, floatx
+    clipping, sizes, is_masked, adds_loss, replicas, mirrored, floatx
 ):
-    arguments = CLIPPING[clipping], adds_loss
+    arguments = CLIPPING[clipping], is_masked, adds_loss
     keras.config.set_floatx("float64")
     model = build("float64", *arguments)
     begin = [each.astype("float32") for each in model.get_weights()]

@@ -229,11 +229,11 @@ class OwnStep:
     stays as it is written, which is said.
 
     Args:
-        name: of the model.
+        model: whose step it is.
     """
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, model: keras.Model):
+        self._model = model
         self._is_reduced = False
         self._is_said = False
         # A function of the user's own may be traced for one replica only.
@@ -256,6 +256,11 @@ class OwnStep:
                 yield
         finally:
             _known.step = before
+
+    def losses_kept(self) -> contextlib.AbstractContextManager[None]:
+        """Within it other replicas may call layers: they clear `losses`."""
+        layers = keras_internals.all_layers(self._model)
+        return keras_internals.additional_losses_kept(layers)
 
     def takes_part(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Gradients of this optimizer are parts of the batch's already."""
@@ -301,7 +306,7 @@ class OwnStep:
             "reduces no loss in it: unless it divides by their number, a mean "
             "counts %d times. tfamp.value_and_gradients takes the mean of the "
             "global batch.",
-            self._name,
+            type(self._model).__name__,
             replicas,
             replicas,
         )
@@ -336,8 +341,11 @@ def _times(gradient: Any, factor: float) -> Any:
 
 def _over_replicas(count: tf.Tensor) -> tf.Tensor:
     replica = tf.distribute.get_replica_context()
+    step = getattr(_known, "step", None)
+    kept = contextlib.nullcontext() if step is None else step.losses_kept()
     try:
-        return replica.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        with kept:
+            return replica.all_reduce(tf.distribute.ReduceOp.SUM, count)
     except RuntimeError as error:
         raise InputError(
             "A masked or weighted mean inside of a tf.function or tf.cond "

@@ -193,7 +193,7 @@ def custom_train_step(
     state = [*_statistics(model), *model.metrics_variables]
     is_alone = model.distribute_strategy.num_replicas_in_sync == 1
     of_rows = [] if is_alone else _metrics_of_rows(model)
-    own_step = OwnStep(type(model).__name__)
+    own_step = OwnStep(model)
 
     @tf.autograph.experimental.do_not_convert
     def step(share: Share) -> Logs:
