@@ -129,3 +129,31 @@ def test_the_update_and_metrics_are_those_of_the_global_batch(
         np.testing.assert_allclose(made, wanted, rtol=0, atol=3e-6)
     for name in ("mae", "mse"):
         np.testing.assert_allclose(history[name], right[name], rtol=1e-5)
+
+
+class Overwriting(keras.Model):
+    """Has a weight whose "gradient" is its next value, as float8 scales are."""
+
+    def __init__(self):
+        super().__init__()
+        self.next = self.add_weight(name="next", initializer="zeros")
+        self.next.overwrite_with_gradient = True
+
+    def call(self, x):
+        return x * self.next
+
+    def train_step(self, data):
+        x, y = data
+        self.compute_loss(x, y, self(x, training=True))
+        replica = tf.distribute.get_replica_context()
+        value = 3.0 + tf.cast(replica.replica_id_in_sync_group, "float32")
+        self.optimizer.apply([value], [self.next])
+        return {}
+
+
+def test_a_next_value_is_no_part_of_a_sum(mirrored):
+    with mirrored(2).scope():
+        model = Overwriting()
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    tfamp.fit(model, np.ones((4, 1)), np.ones((4, 1)), batch_size=4, verbose=0)
+    assert float(model.next.numpy()) == 4.0

@@ -284,12 +284,23 @@ class OwnStep:
         Then the gradient of the batch would not be what is clipped.
         """
         if not keras_internals.takes_reduced_gradients(optimizer):
-            variables = trainable_variables or optimizer._trainable_variables
-            grads = self.divided(optimizer, to_tensors(grads))
-            overwrites = map(
-                keras_internals.overwrites_with_gradient, variables
-            )
-            grads = all_reduce(grads, list(overwrites))
+            variables = keras_internals.optimized_variables(optimizer)
+            if trainable_variables is not None:
+                variables = trainable_variables = list(trainable_variables)
+            overwrites = [
+                keras_internals.overwrites_with_gradient(variable)
+                for variable in variables
+            ]
+            grads = to_tensors(grads)
+            divided = self.divided(optimizer, grads)
+            # What is a next value and no gradient is no part of a sum.
+            grads = [
+                before if is_next else part
+                for before, part, is_next in zip(
+                    grads, divided, overwrites, strict=True
+                )
+            ]
+            grads = all_reduce(grads, overwrites)
         with keras_internals.gradients_already_reduced(optimizer):
             own(optimizer, grads, trainable_variables)
 
